@@ -1,0 +1,1 @@
+"""Errors, settings, records and limits: what every layer shares and nothing else."""

@@ -1,0 +1,42 @@
+"""The platform's fixed limits, each with its unit and its reason."""
+
+from __future__ import annotations
+
+GIB = 1024**3
+MIB = 1024**2
+KIB = 1024
+
+# The product's promise; 10 GiB so that both readings of "10 GB" fit.
+MAX_ARCHIVE_BYTES = 10 * GIB
+# The product's promise.
+MAX_MODELS_PER_NAMESPACE = 50
+
+# A multipart form repeats the file's size plus its fields and boundaries: what a body may hold beyond the archive.
+MAX_FORM_OVERHEAD_BYTES = 1 * MIB
+# An upload has 9 known fields; anything near this number is an attack on the parser.
+MAX_FORM_FIELDS = 32
+# The longest legitimate field is a 64-character name.
+MAX_FORM_FIELD_BYTES = 4 * KIB
+# JSON bodies of management routes carry a few hundred bytes.
+MAX_JSON_BODY_BYTES = 1 * MIB
+
+# Strict tar reader (hardening.md): a real model archive stays far inside every one of these.
+MAX_ARCHIVE_MEMBERS = 10_000
+MAX_UNPACKED_BYTES = 20 * GIB
+# Text-like config files compress well, weights do not: past 64 MiB a ratio of 50 is a bomb.
+MAX_INFLATE_RATIO = 50
+INFLATE_RATIO_FLOOR_BYTES = 64 * MIB
+MAX_PATH_PART_BYTES = 255
+MAX_PATH_BYTES = 1_024
+MAX_PATH_DEPTH = 16
+MAX_EXTENDED_HEADER_BYTES = 64 * KIB
+MAX_EXTENDED_HEADERS_TOTAL_BYTES = 1 * MIB
+
+# The wire contract's ranges for a model's resource request.
+MIN_CPUS = 0.1
+MAX_CPUS = 64.0
+MAX_GPUS = 8
+MAX_MEMORY_BYTES = 1024 * GIB
+MIN_MEMORY_BYTES = 1 * MIB
+DEFAULT_CPUS = 1.0
+DEFAULT_MEMORY_BYTES = 4 * GIB

@@ -1,0 +1,89 @@
+"""The only reader of the environment: every ``MIXPEEK_*`` setting, typed and explained."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mixpeek_ray.core import limits
+
+
+class Settings(BaseSettings):
+    """Platform settings; each field is the environment variable ``MIXPEEK_<FIELD NAME>``."""
+
+    model_config = SettingsConfigDict(env_prefix="MIXPEEK_", frozen=True)
+
+    home: Path = Field(
+        default=Path(".mixpeek"),
+        description="Folder for everything the platform keeps on this machine: store, keys, run state, logs.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address the HTTP ingress listens on.")
+    port: int = Field(default=8000, ge=1, le=65535, description="Port the HTTP ingress listens on.")
+    store_url: str | None = Field(
+        default=None, description="fsspec URL of the durable store; default: the folder `store` in the home."
+    )
+    secret_file: Path | None = Field(
+        default=None,
+        description="File with the secret that keys are hashed with; default: `secret` in the home, made once.",
+    )
+    namespace: str | None = Field(default=None, description="Namespace whose models a plugin loads when it names none.")
+    dev_organization: bool = Field(
+        default=True,
+        description="On an empty store, create a development organisation and `dev-api-key` in the home.",
+    )
+    spool_dir: Path | None = Field(
+        default=None, description="Node-local folder for unpacking; default: the system's temporary folder."
+    )
+    check_on_upload_max_bytes: int = Field(
+        default=128 * limits.MIB,
+        ge=0,
+        description="Archives up to this many bytes are checked before their upload is acknowledged.",
+    )
+    buffered_ingress_max_upload_bytes: int = Field(
+        default=512 * limits.MIB,
+        ge=0,
+        description="Largest upload when Serve runs without HAProxy, which holds whole bodies in memory.",
+    )
+    idle_timeout_s: float = Field(
+        default=30.0, gt=0, description="Seconds a client may send nothing in the middle of a request."
+    )
+    registry_timeout_s: float = Field(
+        default=4.0, gt=0, description="Seconds to wait for the model registry before answering 503."
+    )
+    deploy_timeout_s: float = Field(
+        default=600.0, gt=0, description="Seconds a waiting deploy call blocks before it answers `pending`."
+    )
+    load_timeout_s: float = Field(
+        default=120.0, gt=0, description="Seconds a loader retries while weights are not there yet."
+    )
+    dashboard_port: int = Field(
+        default=8265, ge=1, le=65535, description="Port of Ray's dashboard and job API, on loopback."
+    )
+    object_store_bytes: int | None = Field(
+        default=None, ge=80 * limits.MIB, description="Size of Ray's object store; default: Ray's own choice."
+    )
+    log_level: str = Field(default="INFO", description="Lowest level that is logged.")
+
+    @property
+    def home_path(self) -> Path:
+        """The home as an absolute path."""
+        return self.home.expanduser().resolve()
+
+    @property
+    def resolved_store_url(self) -> str:
+        """The store's URL with the default filled in."""
+        return self.store_url or (self.home_path / "store").as_uri()
+
+    @property
+    def secret_path(self) -> Path:
+        """Where the key-hashing secret lies."""
+        return self.secret_file or self.home_path / "secret"
+
+
+@cache
+def get_settings() -> Settings:
+    """Return the settings of this process, read once."""
+    return Settings()

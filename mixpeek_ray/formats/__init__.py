@@ -1,0 +1,1 @@
+"""Archives and weight formats: bytes, files and tensors, never Ray."""

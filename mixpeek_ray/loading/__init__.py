@@ -1,0 +1,1 @@
+"""Loading weights in any worker as private views of one shared copy."""

@@ -1,0 +1,1 @@
+"""What the Serve deployments share: how the HTTP application meets Ray Serve."""

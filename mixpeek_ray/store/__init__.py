@@ -1,0 +1,1 @@
+"""The durable store: blobs over fsspec, and the records kept in them."""

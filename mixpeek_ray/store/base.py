@@ -1,0 +1,68 @@
+"""The blob store's interface: named bytes, atomically visible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobInfo:
+    """A stored blob: its key, its size, when it was last written."""
+
+    key: str
+    size_bytes: int
+    modified_at: datetime
+
+
+class BlobWriter(Protocol):
+    """A blob being written; nothing is visible under its key until ``commit``."""
+
+    def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Append ``chunk``. Raises ``StorageUnavailableError`` or ``DiskFullError``."""
+
+    def commit(self) -> None:
+        """Make everything written visible under the key, durably."""
+
+    def abort(self) -> None:
+        """Forget everything written; safe to call at any time, also twice or after ``commit``."""
+
+
+class BlobStore(Protocol):
+    """Named bytes. Keys are ``/``-separated; all calls block; every method may be called from any thread.
+
+    Every method raises ``StorageUnavailableError`` when the backend does not answer.
+    """
+
+    def open_write(self, key: str) -> BlobWriter:
+        """Return a writer for a new blob at ``key``."""
+
+    def open_read(self, key: str) -> BinaryIO:
+        """Return a reader over the blob, from its start. Raises ``FileNotFoundError``."""
+
+    def read(self, key: str) -> bytes:
+        """Return the whole blob. Raises ``FileNotFoundError``."""
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write a small blob where none is. Raises ``FileExistsError``: of many racing callers one succeeds."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write a small blob, replacing any, atomically."""
+
+    def promote(self, source: str, target: str) -> None:
+        """Move a blob; ``target`` is replaced, and visible only when whole. Raises ``FileNotFoundError``."""
+
+    def delete(self, key: str) -> None:
+        """Remove a blob; removing one that is not there is no error."""
+
+    def exists(self, key: str) -> bool:
+        """Tell whether a blob is there."""
+
+    def list(self, prefix: str) -> Iterator[BlobInfo]:
+        """Yield every blob whose key begins with ``prefix``, in no order."""
+
+    def local_path(self, key: str) -> Path | None:
+        """Return the blob's file when it lies on this machine's disk, else None."""
