@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -19,22 +19,32 @@ class BlobInfo:
 
 
 class BlobWriter(Protocol):
-    """A blob being written; nothing is visible under its key until ``commit``."""
+    """A blob being written; nothing is visible under its key until ``commit``.
+
+    Any thread may use it, one at a time. A writer that is not committed must be aborted.
+    """
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         """Append ``chunk``. Raises ``StorageUnavailableError`` or ``DiskFullError``."""
 
     def commit(self) -> None:
-        """Make everything written visible under the key, durably."""
+        """Make everything written visible under the key, durably, replacing any blob there.
+
+        Raises ``StorageUnavailableError`` or ``DiskFullError``; then nothing is visible and ``abort`` is due.
+        """
 
     def abort(self) -> None:
-        """Forget everything written; safe to call at any time, also twice or after ``commit``."""
+        """Forget everything written; safe to call at any time, also twice or after ``commit``.
+
+        Never raises: what a backend that is down cannot be told to forget, ``discard_abandoned`` removes later.
+        """
 
 
 class BlobStore(Protocol):
     """Named bytes. Keys are ``/``-separated; all calls block; every method may be called from any thread.
 
-    Every method raises ``StorageUnavailableError`` when the backend does not answer.
+    Every method raises ``StorageUnavailableError`` when the backend does not answer, and ``ValidationError`` for a key
+    that ``keys.check_key`` refuses. No key may be a folder of another (``a`` beside ``a/b``).
     """
 
     def open_write(self, key: str) -> BlobWriter:
@@ -63,6 +73,13 @@ class BlobStore(Protocol):
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         """Yield every blob whose key begins with ``prefix``, in no order."""
+
+    def discard_abandoned(self, older_than: timedelta) -> int:
+        """Remove what writers that died before ``commit`` or ``abort`` left behind; return how many.
+
+        Never visible as blobs, these still take space. ``older_than`` protects live writers on backends that cannot
+        tell them from dead ones.
+        """
 
     def local_path(self, key: str) -> Path | None:
         """Return the blob's file when it lies on this machine's disk, else None."""
