@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from mixpeek_ray.core.records import (
+    DeployResult,
     ModelState,
     Namespace,
+    PlatformHealth,
     Principal,
     UploadedArchive,
     UploadForm,
+    UploadResult,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class UploadResult:
-    """An accepted upload; ``created`` is False when the same bytes were there already."""
-
-    model: ModelState
-    created: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeployResult:
-    """A deploy call's outcome; ``cached`` is True when the model was deployed already."""
-
-    model: ModelState
-    cached: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlatformHealth:
-    """What works now."""
-
-    registry: bool
-    object_storage: bool
-    task_queue: bool
-    object_store_memory: bool
-    # "haproxy" or "python-proxy".
-    ingress: str
 
 
 class Platform(Protocol):
@@ -84,3 +58,6 @@ class Platform(Protocol):
 
     async def health(self) -> PlatformHealth:
         """Return what works, within 5 s whatever is broken."""
+
+
+__all__ = ["DeployResult", "Platform", "PlatformHealth", "UploadResult"]

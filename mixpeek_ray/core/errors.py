@@ -16,6 +16,7 @@
     │   ├── InvalidMultipartError       400 invalid_multipart
     │   ├── MethodNotAllowedError       405 method_not_allowed
     │   ├── RequestTimeoutError         408 request_timeout
+    │   ├── BodyTooLargeError           413 body_too_large
     │   └── ArchiveTooLargeError        413 archive_too_large
     ├── ConflictError                   409 conflict
     │   ├── QuotaExceededError          409 quota_exceeded
@@ -152,6 +153,12 @@ class RequestTimeoutError(BadRequestError):
     """The client stopped sending."""
 
     code, status = "request_timeout", 408
+
+
+class BodyTooLargeError(BadRequestError):
+    """A body that is no upload passes the limit for such bodies."""
+
+    code, status = "body_too_large", 413
 
 
 class ArchiveTooLargeError(BadRequestError):

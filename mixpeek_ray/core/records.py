@@ -220,3 +220,31 @@ class UploadForm:
     framework: str | None
     task_type: str | None
     resources: ResourceRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadResult:
+    """An accepted upload; ``created`` is False when the same bytes were there already."""
+
+    model: ModelState
+    created: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeployResult:
+    """A deploy call's outcome; ``cached`` is True when the model was deployed already."""
+
+    model: ModelState
+    cached: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlatformHealth:
+    """What works now."""
+
+    registry: bool
+    object_storage: bool
+    task_queue: bool
+    object_store_memory: bool
+    # "haproxy" or "python-proxy".
+    ingress: str

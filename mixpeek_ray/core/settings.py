@@ -82,6 +82,11 @@ class Settings(BaseSettings):
         """Where the key-hashing secret lies."""
         return self.secret_file or self.home_path / "secret"
 
+    @property
+    def dev_key_path(self) -> Path:
+        """Where the development organisation's key is left."""
+        return self.home_path / "dev-api-key"
+
 
 @cache
 def get_settings() -> Settings:

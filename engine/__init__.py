@@ -1,0 +1,1 @@
+"""The import path that plugins use; everything here is re-exported from ``mixpeek_ray``."""

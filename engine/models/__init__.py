@@ -1,0 +1,5 @@
+"""Models for plugins."""
+
+from mixpeek_ray.loading import load_namespace_model
+
+__all__ = ["load_namespace_model"]

@@ -1,0 +1,216 @@
+"""The ModelRegistry actor: a thin shell around the catalog, the accounts, the store and the weights."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from mixpeek_ray.core.errors import ModelNotFoundError, StorageUnavailableError
+from mixpeek_ray.core.keys import KeyRingSnapshot
+from mixpeek_ray.core.records import (
+    ApiKey,
+    ArchiveContents,
+    DeploymentStatus,
+    ModelState,
+    Namespace,
+    Role,
+    Tier,
+    UploadedArchive,
+    UploadForm,
+)
+from mixpeek_ray.registry.accounts import DEVELOPMENT_ORGANIZATION, Accounts, CreatedKey, load_or_create_secret
+from mixpeek_ray.registry.deployer import Deployer
+from mixpeek_ray.registry.locks import KeyedLocks
+from mixpeek_ray.registry.state import ModelCatalog, ModelKey
+from mixpeek_ray.registry.versions import Versions
+from mixpeek_ray.store import layout
+from mixpeek_ray.store.factory import open_store
+from mixpeek_ray.store.records import RecordStore
+
+REGISTRY_NAME = "ModelRegistry"
+# The Ray namespace of every actor of the platform.
+RAY_NAMESPACE = "mixpeek"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryConfig:
+    """What the actor is told at birth, and again at every restart."""
+
+    store_url: str
+    secret_path: str
+    spool_dir: str | None
+    # Where the development organisation's key goes; None: make no such organisation.
+    dev_key_path: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadTicket:
+    """Where a loader finds a model's weights. The ref sits in a tuple so that Ray passes it on unresolved."""
+
+    # The archive's hash: equal hashes mean equal bytes.
+    content_id: str
+    weights: tuple[Any, ...]
+
+
+class ModelRegistry:
+    """Decides everything about models and accounts; the only writer of records, the owner of deployed weights.
+
+    Methods raise subclasses of ``MixpeekError``. ``organization_id`` is whose namespace it must be:
+    ``NamespaceNotFoundError`` otherwise.
+    """
+
+    async def __init__(self, config: RegistryConfig) -> None:  # type: ignore[misc]  # Ray awaits it
+        self._blobs = open_store(config.store_url)
+        self._records = RecordStore(self._blobs)
+        self._catalog = ModelCatalog()
+        model_locks = KeyedLocks()
+        self._deployer = Deployer(
+            self._catalog, self._records, model_locks, store_url=config.store_url, spool_dir=config.spool_dir
+        )
+        self._versions = Versions(self._catalog, self._records, model_locks, self._deployer)
+        self._accounts = Accounts(self._records, load_or_create_secret(Path(config.secret_path)))
+        self._account_lock = asyncio.Lock()
+        if config.dev_key_path is not None:
+            self._accounts.bootstrap_development(Path(config.dev_key_path))
+        self._restore()
+
+    def _restore(self) -> None:
+        self._catalog.restore(self._records.load_manifests().records)
+        if not ray.get_runtime_context().was_current_actor_reconstructed:
+            # A new platform: no upload can be under way, so what is left over belongs to nobody.
+            self._sweep()
+        for marker in self._records.load_deployments().records:
+            try:
+                self._deployer.resume(marker)
+            except ModelNotFoundError:
+                # A delete that died after its manifest went: finish it.
+                self._records.delete_deployment(marker.namespace_id, marker.model_id)
+
+    def _sweep(self) -> None:
+        self._records.clean_uploads(older_than=timedelta(0))
+        for upload in self._records.list_uploads():
+            self._records.delete_upload(upload.key)
+        for archive_sha256 in self._records.list_archives():
+            if not self._catalog.references(archive_sha256):
+                self._records.delete_archive(archive_sha256)
+
+    # Health
+
+    async def ping(self) -> None:
+        """Return: the registry is alive and its loop is free."""
+
+    async def store_answers(self) -> bool:
+        """Tell whether the store answers a question now."""
+        try:
+            await asyncio.to_thread(self._blobs.exists, layout.organization_key(DEVELOPMENT_ORGANIZATION))
+        except StorageUnavailableError:
+            return False
+        return True
+
+    # Accounts
+
+    async def key_ring(self, known_version: str | None) -> KeyRingSnapshot | None:
+        """Return what is needed to check keys; None when ``known_version`` is still the current one."""
+        return self._accounts.snapshot(known_version)
+
+    async def create_key(self, organization: str, tier: Tier | None, name: str, role: Role) -> CreatedKey:
+        """Create a key for the organisation with this name or id; with a tier, create the organisation if need be."""
+        async with self._account_lock:
+            return await asyncio.to_thread(self._create_key, organization, tier, name, role)
+
+    def _create_key(self, organization: str, tier: Tier | None, name: str, role: Role) -> CreatedKey:
+        owner = self._accounts.organization_named(organization, create_with_tier=tier)
+        return self._accounts.create_key(owner.organization_id, name=name, role=role)
+
+    async def list_keys(self) -> tuple[ApiKey, ...]:
+        """Return every key's record."""
+        return self._accounts.keys()
+
+    async def revoke_key(self, key_id: str) -> ApiKey:
+        """End a key's life."""
+        async with self._account_lock:
+            return await asyncio.to_thread(self._accounts.revoke_key, key_id)
+
+    async def list_namespaces(self, organization_id: str) -> tuple[Namespace, ...]:
+        """Return an organisation's namespaces."""
+        return self._accounts.namespaces(organization_id)
+
+    async def create_namespace(self, organization_id: str, name: str) -> Namespace:
+        """Create a namespace."""
+        async with self._account_lock:
+            return await asyncio.to_thread(self._accounts.create_namespace, organization_id, name)
+
+    # Models, for the HTTP API
+
+    async def admit_upload(self, organization_id: str, namespace_id: str) -> None:
+        """Return if an upload to the namespace may begin, making a development namespace on its first use."""
+        if self._accounts.owned_namespace(organization_id, namespace_id) is None:
+            async with self._account_lock:
+                await asyncio.to_thread(self._accounts.adopt_namespace, organization_id, namespace_id)
+        self._catalog.admit(namespace_id)
+
+    async def commit_upload(
+        self,
+        organization_id: str,
+        namespace_id: str,
+        form: UploadForm,
+        archive: UploadedArchive,
+        contents: ArchiveContents | None,
+    ) -> tuple[ModelState, bool]:
+        """Turn an uploaded archive into a model version; the flag is False when it was there already."""
+        self._check_namespace(organization_id, namespace_id)
+        return await self._versions.create(namespace_id, form, archive, contents)
+
+    async def list_models(self, organization_id: str, namespace_id: str) -> tuple[ModelState, ...]:
+        """Return a namespace's models, newest first."""
+        self._check_namespace(organization_id, namespace_id)
+        return self._catalog.models(namespace_id)
+
+    async def get_model(self, organization_id: str, key: ModelKey) -> ModelState:
+        """Return one model."""
+        self._check_namespace(organization_id, key.namespace_id)
+        return self._catalog.get(key)
+
+    async def deploy(self, organization_id: str, key: ModelKey) -> tuple[ModelState, bool]:
+        """Start to bring a model's weights into the cluster; the flag is True when they are there already."""
+        self._check_namespace(organization_id, key.namespace_id)
+        return await self._deployer.deploy(key)
+
+    async def wait_deployed(self, key: ModelKey, timeout_s: float) -> ModelState:
+        """Return the model once no deploy of it is under way, or as it is after ``timeout_s``."""
+        await self._deployer.wait(key, timeout_s)
+        return self._catalog.get(key)
+
+    async def undeploy(self, organization_id: str, key: ModelKey) -> ModelState:
+        """Let a model's weights go."""
+        self._check_namespace(organization_id, key.namespace_id)
+        return await self._deployer.undeploy(key)
+
+    async def delete(self, organization_id: str, key: ModelKey) -> None:
+        """Remove a model version for good."""
+        self._check_namespace(organization_id, key.namespace_id)
+        await self._versions.delete(key)
+
+    # Models, for loaders
+
+    async def resolve(self, key: ModelKey, wait_s: float) -> LoadTicket | None:
+        """Return where the weights are; None when they are still on their way after ``wait_s``.
+
+        Raises ``NamespaceNotFoundError``, ``ModelNotFoundError``, ``ModelNotDeployedError``.
+        """
+        self._accounts.check_namespace_exists(key.namespace_id)
+        self._catalog.check_loadable(key)
+        await self._deployer.wait(key, wait_s)
+        state = self._catalog.check_loadable(key)
+        if state.status is not DeploymentStatus.DEPLOYED:
+            return None
+        return LoadTicket(content_id=state.manifest.archive_sha256, weights=(self._deployer.weights(key),))
+
+    def _check_namespace(self, organization_id: str, namespace_id: str) -> None:
+        # A development namespace that was never written to is as good as empty: it is made by its first upload.
+        self._accounts.owned_namespace(organization_id, namespace_id)

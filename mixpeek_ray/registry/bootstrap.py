@@ -1,0 +1,72 @@
+"""Finding the platform's actors, and making them when they are not there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from mixpeek_ray.core.settings import Settings
+from mixpeek_ray.registry.actor import RAY_NAMESPACE, REGISTRY_NAME, ModelRegistry, RegistryConfig
+from mixpeek_ray.registry.inspector import INSPECTOR_CONCURRENCY, INSPECTOR_NAME, ArchiveInspector
+
+# Ray gives the head node one of these: the actors live there, because the head is the node whose loss ends the cluster
+# anyway, so they survive every other node. (An owner that dies takes its ObjectRefs along.)
+_HEAD_NODE = {"node:__internal_head__": 0.001}
+# Calls queue here while the registry restarts (0.6 s measured); the caller's own time limit ends the wait.
+_REGISTRY_TASK_RETRIES = 5
+# Requests that wait for a deploy each hold a place.
+_REGISTRY_CONCURRENCY = 10_000
+
+
+def ensure_registry(settings: Settings) -> Any:
+    """Return a handle of the registry actor, creating the actor unless it is there."""
+    config = RegistryConfig(
+        store_url=settings.resolved_store_url,
+        secret_path=str(settings.secret_path),
+        spool_dir=_spool_dir(settings),
+        dev_key_path=str(settings.dev_key_path) if settings.dev_organization else None,
+    )
+    return (
+        ray.remote(ModelRegistry)
+        .options(
+            name=REGISTRY_NAME,
+            namespace=RAY_NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_task_retries=_REGISTRY_TASK_RETRIES,
+            max_concurrency=_REGISTRY_CONCURRENCY,
+            num_cpus=0,
+            resources=_HEAD_NODE,
+        )
+        .remote(config)
+    )
+
+
+def ensure_inspector(settings: Settings) -> Any:
+    """Return a handle of the inspector actor, creating the actor unless it is there."""
+    return (
+        ray.remote(ArchiveInspector)
+        .options(
+            name=INSPECTOR_NAME,
+            namespace=RAY_NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_task_retries=1,
+            max_concurrency=INSPECTOR_CONCURRENCY,
+            num_cpus=0,
+            resources=_HEAD_NODE,
+        )
+        .remote(store_url=settings.resolved_store_url, spool_dir=_spool_dir(settings))
+    )
+
+
+def find_registry() -> Any:
+    """Return a handle of the registry actor. Raises ``ValueError`` when there is none."""
+    return ray.get_actor(REGISTRY_NAME, namespace=RAY_NAMESPACE)
+
+
+def _spool_dir(settings: Settings) -> str | None:
+    return str(settings.spool_dir) if settings.spool_dir is not None else None

@@ -1,0 +1,203 @@
+"""The platform's use cases, carried out through the registry actor."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, Self
+
+import ray
+
+from mixpeek_ray.api.ports import DeployResult, PlatformHealth, UploadResult
+from mixpeek_ray.core.errors import InvalidApiKeyError, MixpeekError, RegistryUnavailableError
+from mixpeek_ray.core.keys import KeyRing
+from mixpeek_ray.core.logs import get_logger
+from mixpeek_ray.core.records import (
+    ArchiveContents,
+    DeploymentStatus,
+    ModelState,
+    Namespace,
+    Principal,
+    UploadedArchive,
+    UploadForm,
+)
+from mixpeek_ray.core.settings import Settings
+from mixpeek_ray.registry.bootstrap import ensure_inspector, ensure_registry
+from mixpeek_ray.registry.calls import call
+from mixpeek_ray.registry.state import ModelKey
+
+_log = get_logger(__name__)
+
+# Keys revoked anywhere are refused everywhere within 5 s (hardening.md): a poll a second leaves room for slow ones.
+_KEY_POLL_S = 1.0
+# An unknown key may be a new one: the ring is read again, but not more often than this for all callers together.
+_KEY_REREAD_S = 0.25
+# Health must answer within 5 s whatever is broken.
+_HEALTH_TIMEOUT_S = 2.0
+# One wait of a deploy call; short, so that a registry that stops meanwhile is noticed.
+_DEPLOY_WAIT_S = 2.0
+# The inspector's own limit is 4 s a check; two more may be ahead in each of its queues.
+_INSPECT_TIMEOUT_S = 30.0
+
+
+class RegistryClient:
+    """Implements ``api.ports.Platform`` over the actors; one for each ingress replica, used from its event loop."""
+
+    def __init__(self, settings: Settings, *, ingress: str) -> None:
+        self._settings = settings
+        self._ingress = ingress
+        self._registry = ensure_registry(settings)
+        self._inspector = ensure_inspector(settings)
+        self._key_ring: KeyRing | None = None
+        self._key_ring_read_at = 0.0
+        self._key_lock = asyncio.Lock()
+        self._key_poll: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def connect(cls, settings: Settings, *, ingress: str) -> Self:
+        """Return a client whose keys are read; creates the actors on a new cluster."""
+        client = await asyncio.to_thread(cls, settings, ingress=ingress)
+        await client._read_keys()
+        client._key_poll = asyncio.create_task(client._poll_keys())
+        return client
+
+    # Accounts
+
+    async def authenticate(self, api_key: str) -> Principal:
+        """Return who the key speaks for. Raises ``InvalidApiKeyError``."""
+        if self._key_ring is None:
+            await self._read_keys()
+        assert self._key_ring is not None  # noqa: S101  # read above, or that raised
+        try:
+            return self._key_ring.authenticate(api_key)
+        except InvalidApiKeyError:
+            if not await self._reread_keys():
+                raise
+            return self._key_ring.authenticate(api_key)
+
+    async def list_namespaces(self, principal: Principal) -> Sequence[Namespace]:
+        """Return the organisation's namespaces, by id."""
+        namespaces: Sequence[Namespace] = await self._call("list_namespaces", principal.organization.organization_id)
+        return namespaces
+
+    async def create_namespace(self, principal: Principal, name: str) -> Namespace:
+        """Make a namespace called ``name`` with a new id."""
+        created: Namespace = await self._call("create_namespace", principal.organization.organization_id, name)
+        return created
+
+    # Models
+
+    async def admit_upload(self, principal: Principal, namespace_id: str) -> None:
+        """Return if an upload may begin."""
+        await self._call("admit_upload", principal.organization.organization_id, namespace_id)
+
+    async def commit_upload(
+        self, principal: Principal, namespace_id: str, form: UploadForm, archive: UploadedArchive
+    ) -> UploadResult:
+        """Check the archive, then make it a model version."""
+        contents: ArchiveContents | None = None
+        if archive.size_bytes <= self._settings.check_on_upload_max_bytes:
+            check = self._inspector.inspect.remote(archive.temporary_key, form.model_format)
+            contents = await call(check, _INSPECT_TIMEOUT_S)
+        organization_id = principal.organization.organization_id
+        model, created = await self._call("commit_upload", organization_id, namespace_id, form, archive, contents)
+        return UploadResult(model=model, created=created)
+
+    async def list_models(self, principal: Principal, namespace_id: str) -> Sequence[ModelState]:
+        """Return the namespace's models, newest first."""
+        organization_id = principal.organization.organization_id
+        models: Sequence[ModelState] = await self._call("list_models", organization_id, namespace_id)
+        return models
+
+    async def get_model(self, principal: Principal, namespace_id: str, model_id: str) -> ModelState:
+        """Return one model."""
+        key = ModelKey(namespace_id=namespace_id, model_id=model_id)
+        model: ModelState = await self._call("get_model", principal.organization.organization_id, key)
+        return model
+
+    async def deploy(self, principal: Principal, namespace_id: str, model_id: str, *, wait: bool) -> DeployResult:
+        """Bring a model's weights into the cluster."""
+        key = ModelKey(namespace_id=namespace_id, model_id=model_id)
+        model, cached = await self._call("deploy", principal.organization.organization_id, key)
+        deadline = time.monotonic() + self._settings.deploy_timeout_s
+        while wait and model.status is DeploymentStatus.PENDING and time.monotonic() < deadline:
+            waited = self._registry.wait_deployed.remote(key, _DEPLOY_WAIT_S)
+            model = await call(waited, _DEPLOY_WAIT_S + self._settings.registry_timeout_s)
+        return DeployResult(model=model, cached=cached)
+
+    async def undeploy(self, principal: Principal, namespace_id: str, model_id: str) -> ModelState:
+        """Release a model's weights."""
+        key = ModelKey(namespace_id=namespace_id, model_id=model_id)
+        model: ModelState = await self._call("undeploy", principal.organization.organization_id, key)
+        return model
+
+    async def delete(self, principal: Principal, namespace_id: str, model_id: str) -> None:
+        """Remove a model version for good."""
+        key = ModelKey(namespace_id=namespace_id, model_id=model_id)
+        await self._call("delete", principal.organization.organization_id, key)
+
+    # Health
+
+    async def health(self) -> PlatformHealth:
+        """Return what works now."""
+        registry, storage, nodes = await asyncio.gather(
+            _succeeds(self._registry.ping.remote()),
+            _succeeds(self._registry.store_answers.remote()),
+            _live_nodes(),
+        )
+        return PlatformHealth(
+            registry=registry is not _FAILED,
+            object_storage=storage is True,
+            task_queue=bool(nodes),
+            object_store_memory=any(node["Resources"].get("object_store_memory") for node in nodes),
+            ingress=self._ingress,
+        )
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        return await call(getattr(self._registry, method).remote(*arguments), self._settings.registry_timeout_s)
+
+    # Keys
+
+    async def _read_keys(self) -> None:
+        known = self._key_ring.version if self._key_ring is not None else None
+        snapshot = await self._call("key_ring", known)
+        self._key_ring_read_at = time.monotonic()
+        if snapshot is not None:
+            self._key_ring = KeyRing(snapshot)
+
+    async def _reread_keys(self) -> bool:
+        """Read the keys unless that was done just now; tell whether they changed."""
+        asked_at = time.monotonic()
+        before = self._key_ring
+        async with self._key_lock:
+            if self._key_ring_read_at < asked_at - _KEY_REREAD_S or self._key_ring is None:
+                await self._read_keys()
+        return self._key_ring is not before
+
+    async def _poll_keys(self) -> None:
+        while True:
+            await asyncio.sleep(_KEY_POLL_S)
+            try:
+                await self._read_keys()
+            except RegistryUnavailableError:
+                # No registry, no revocations: only it writes them. The ring stays true until it is back.
+                _log.warning("key ring not refreshed: the registry does not answer")
+
+
+_FAILED = object()
+
+
+async def _succeeds(reference: Any) -> Any:
+    try:
+        return await call(reference, _HEALTH_TIMEOUT_S)
+    except MixpeekError:
+        return _FAILED
+
+
+async def _live_nodes() -> list[dict[str, Any]]:
+    try:
+        nodes = await asyncio.wait_for(asyncio.to_thread(ray.nodes), _HEALTH_TIMEOUT_S)
+    except (TimeoutError, ray.exceptions.RayError):
+        return []
+    return [node for node in nodes if node["Alive"]]

@@ -1,0 +1,193 @@
+"""Bringing deployed models' weights into the cluster, and letting them go."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+
+from mixpeek_ray.core.errors import ArchiveRefusedError, MixpeekError, StorageUnavailableError
+from mixpeek_ray.core.logs import get_logger
+from mixpeek_ray.core.records import (
+    ArchiveContents,
+    DeploymentMarker,
+    DeploymentStatus,
+    ModelManifest,
+    ModelState,
+)
+from mixpeek_ray.registry import materialize
+from mixpeek_ray.registry.capacity import check_capacity
+from mixpeek_ray.registry.locks import KeyedLocks
+from mixpeek_ray.registry.materialize import MaterializeJob
+from mixpeek_ray.registry.state import ModelCatalog, ModelKey, now
+from mixpeek_ray.store.records import RecordStore
+
+_log = get_logger(__name__)
+
+# Waits between attempts to bring back a model after a restart: the store or a node may need minutes to return.
+_FIRST_RETRY_S = 1.0
+_LAST_RETRY_S = 30.0
+
+
+@dataclass(kw_only=True)
+class _Attempt:
+    """A materialization under way: what to cancel, and what to wait for."""
+
+    number: int
+    # Set for a model that was deployed before a restart: nobody is there to deploy it again, so it is tried for ever.
+    resumed: bool
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    contents_ref: Any = None
+    task: asyncio.Task[None] | None = None
+
+
+class Deployer:
+    """Owns the weights' ObjectRefs: holding one keeps the weights in the cluster, dropping it frees them."""
+
+    def __init__(
+        self,
+        catalog: ModelCatalog,
+        records: RecordStore,
+        locks: KeyedLocks,
+        *,
+        store_url: str,
+        spool_dir: str | None,
+    ) -> None:
+        self._catalog = catalog
+        self._records = records
+        self._locks = locks
+        self._store_url = store_url
+        self._spool_dir = spool_dir
+        self._weights: dict[ModelKey, Any] = {}
+        self._attempts: dict[ModelKey, _Attempt] = {}
+
+    def weights(self, key: ModelKey) -> Any:
+        """Return the ref of a deployed model's weights."""
+        return self._weights[key]
+
+    async def deploy(self, key: ModelKey) -> tuple[ModelState, bool]:
+        """Start to deploy a model; the flag is True when it is deployed already.
+
+        Raises ``ModelNotFoundError``, ``ModelBusyError``, ``InsufficientCapacityError``, ``StorageUnavailableError``.
+        """
+        self._catalog.check_open(key)
+        async with self._locks.hold(key):
+            state = self._catalog.check_open(key)
+            if state.status in (DeploymentStatus.DEPLOYED, DeploymentStatus.PENDING):
+                return state, state.status is DeploymentStatus.DEPLOYED
+            weights_bytes = state.contents.weights_bytes if state.contents is not None else 0
+            await asyncio.to_thread(check_capacity, state.manifest.resources, weights_bytes=weights_bytes)
+            marker = DeploymentMarker(namespace_id=key.namespace_id, model_id=key.model_id, requested_at=now())
+            await asyncio.to_thread(self._records.put_deployment, marker)
+            self._start(state.manifest, resumed=False)
+            return self._catalog.get(key), False
+
+    def resume(self, marker: DeploymentMarker) -> None:
+        """Bring back a model that was deployed before a restart."""
+        key = ModelKey(namespace_id=marker.namespace_id, model_id=marker.model_id)
+        self._start(self._catalog.get(key).manifest, resumed=True)
+
+    async def undeploy(self, key: ModelKey) -> ModelState:
+        """Let a model's weights go; one that is not deployed stays so."""
+        self._catalog.check_open(key)
+        async with self._locks.hold(key):
+            self._catalog.check_open(key)
+            await asyncio.to_thread(self._records.delete_deployment, key.namespace_id, key.model_id)
+            self.stop(key)
+            return self._catalog.undeployed(key)
+
+    def stop(self, key: ModelKey) -> None:
+        """Drop a model's weights and cancel what is bringing them; workers that view them keep their views."""
+        self._weights.pop(key, None)
+        attempt = self._attempts.pop(key, None)
+        if attempt is not None:
+            if attempt.contents_ref is not None:
+                ray.cancel(attempt.contents_ref)
+            attempt.ended.set()
+
+    async def wait(self, key: ModelKey, timeout_s: float) -> None:
+        """Return when the model's current attempt has ended, or after ``timeout_s``."""
+        attempt = self._attempts.get(key)
+        if attempt is None:
+            return
+        try:
+            await asyncio.wait_for(attempt.ended.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    def _start(self, manifest: ModelManifest, *, resumed: bool) -> None:
+        key = ModelKey(namespace_id=manifest.namespace_id, model_id=manifest.model_id)
+        attempt = _Attempt(number=self._catalog.begin_deploy(key), resumed=resumed)
+        self._attempts[key] = attempt
+        attempt.task = asyncio.get_running_loop().create_task(self._run(key, manifest, attempt))
+
+    async def _run(self, key: ModelKey, manifest: ModelManifest, attempt: _Attempt) -> None:
+        retry_s = _FIRST_RETRY_S
+        while self._catalog.is_current(key, attempt.number):
+            try:
+                await self._materialize(key, manifest, attempt)
+                return
+            except (RayError, MixpeekError, ValueError) as error:
+                cause = _as_mixpeek_error(error)
+            if not attempt.resumed or isinstance(cause, ArchiveRefusedError):
+                await self._give_up(key, attempt, cause)
+                return
+            _log.warning(
+                "deployed model not back yet",
+                extra={"namespace_id": key.namespace_id, "model_id": key.model_id, "error_code": cause.code},
+            )
+            await asyncio.sleep(retry_s)
+            retry_s = min(2 * retry_s, _LAST_RETRY_S)
+
+    async def _materialize(self, key: ModelKey, manifest: ModelManifest, attempt: _Attempt) -> None:
+        job = MaterializeJob.of(manifest, store_url=self._store_url, spool_dir=self._spool_dir)
+        name = f"materialize:{key.namespace_id}/{key.model_id}"
+        attempt.contents_ref, weights = materialize.submit(job, manifest.resources, name=name)
+        contents: ArchiveContents = await attempt.contents_ref
+        if not self._catalog.is_current(key, attempt.number):
+            return
+        self._weights[key] = weights
+        self._catalog.deployed(key, contents)
+        self._end(key, attempt)
+        _log.info(
+            "model deployed",
+            extra={"namespace_id": key.namespace_id, "model_id": key.model_id, "size_bytes": contents.weights_bytes},
+        )
+
+    async def _give_up(self, key: ModelKey, attempt: _Attempt, error: MixpeekError) -> None:
+        async with self._locks.hold(key):
+            if not self._catalog.is_current(key, attempt.number):
+                return
+            self._catalog.failed(key, error)
+            try:
+                # Without its marker a restart does not try what failed in front of its user.
+                await asyncio.to_thread(self._records.delete_deployment, key.namespace_id, key.model_id)
+            except StorageUnavailableError as store_error:
+                _log.warning("deployment marker not removed", extra={"error_code": store_error.code})
+            self._end(key, attempt)
+        _log.warning(
+            "model could not be deployed",
+            extra={"namespace_id": key.namespace_id, "model_id": key.model_id, "error_code": error.code},
+        )
+
+    def _end(self, key: ModelKey, attempt: _Attempt) -> None:
+        if self._attempts.get(key) is attempt:
+            del self._attempts[key]
+        attempt.ended.set()
+
+
+def _as_mixpeek_error(error: Exception) -> MixpeekError:
+    if isinstance(error, RayTaskError) and isinstance(error.cause, MixpeekError):
+        return error.cause
+    if isinstance(error, MixpeekError):
+        return error
+    if isinstance(error, TaskCancelledError):
+        return MixpeekError("The deploy was cancelled: deploy the model again.")
+    _log.error("materialize task failed", exc_info=error)
+    return MixpeekError(
+        "The workers that loaded the model kept dying, most likely for want of memory: "
+        "ask for more memory_gb, or deploy again."
+    )
