@@ -18,9 +18,8 @@ from mixpeek_ray.core.errors import (
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.settings import get_settings
 from mixpeek_ray.loading.private_view import private_view
-from mixpeek_ray.registry.actor import LoadTicket
-from mixpeek_ray.registry.bootstrap import find_registry
 from mixpeek_ray.registry.calls import call_blocking
+from mixpeek_ray.registry.handles import LoadTicket, find_registry
 from mixpeek_ray.registry.state import ModelKey
 
 if TYPE_CHECKING:

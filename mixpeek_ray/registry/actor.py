@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -25,16 +24,13 @@ from mixpeek_ray.core.records import (
 )
 from mixpeek_ray.registry.accounts import DEVELOPMENT_ORGANIZATION, Accounts, CreatedKey, load_or_create_secret
 from mixpeek_ray.registry.deployer import Deployer
+from mixpeek_ray.registry.handles import LoadTicket
 from mixpeek_ray.registry.locks import KeyedLocks
 from mixpeek_ray.registry.state import ModelCatalog, ModelKey
 from mixpeek_ray.registry.versions import Versions
 from mixpeek_ray.store import layout
 from mixpeek_ray.store.factory import open_store
 from mixpeek_ray.store.records import RecordStore
-
-REGISTRY_NAME = "ModelRegistry"
-# The Ray namespace of every actor of the platform.
-RAY_NAMESPACE = "mixpeek"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +42,6 @@ class RegistryConfig:
     spool_dir: str | None
     # Where the development organisation's key goes; None: make no such organisation.
     dev_key_path: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadTicket:
-    """Where a loader finds a model's weights. The ref sits in a tuple so that Ray passes it on unresolved."""
-
-    # The archive's hash: equal hashes mean equal bytes.
-    content_id: str
-    weights: tuple[Any, ...]
 
 
 class ModelRegistry:

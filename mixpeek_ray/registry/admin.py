@@ -8,8 +8,8 @@ from mixpeek_ray.core.errors import RegistryUnavailableError
 from mixpeek_ray.core.records import ApiKey, Role, Tier
 from mixpeek_ray.core.settings import get_settings
 from mixpeek_ray.registry.accounts import DEVELOPMENT_ORGANIZATION, CreatedKey
-from mixpeek_ray.registry.bootstrap import find_registry
 from mixpeek_ray.registry.calls import call_blocking
+from mixpeek_ray.registry.handles import find_registry
 
 
 def create_key(*, organization: str | None, name: str, role: Role, tier: Tier | None = None) -> CreatedKey:

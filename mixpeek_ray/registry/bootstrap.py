@@ -7,7 +7,8 @@ from typing import Any
 import ray
 
 from mixpeek_ray.core.settings import Settings
-from mixpeek_ray.registry.actor import RAY_NAMESPACE, REGISTRY_NAME, ModelRegistry, RegistryConfig
+from mixpeek_ray.registry.actor import ModelRegistry, RegistryConfig
+from mixpeek_ray.registry.handles import RAY_NAMESPACE, REGISTRY_NAME
 from mixpeek_ray.registry.inspector import INSPECTOR_CONCURRENCY, INSPECTOR_NAME, ArchiveInspector
 
 # Ray gives the head node one of these: the actors live there, because the head is the node whose loss ends the cluster
@@ -61,11 +62,6 @@ def ensure_inspector(settings: Settings) -> Any:
         )
         .remote(store_url=settings.resolved_store_url, spool_dir=_spool_dir(settings))
     )
-
-
-def find_registry() -> Any:
-    """Return a handle of the registry actor. Raises ``ValueError`` when there is none."""
-    return ray.get_actor(REGISTRY_NAME, namespace=RAY_NAMESPACE)
 
 
 def _spool_dir(settings: Settings) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from mixpeek_ray.core.errors import MixpeekError, RegistryUnavailableError
+from mixpeek_ray.core.errors import RegistryUnavailableError
 
 
 async def call(reference: Any, timeout_s: float) -> Any:
