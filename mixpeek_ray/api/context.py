@@ -1,0 +1,34 @@
+"""What is known about the request in hand, carried in its ASGI scope."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.types import Scope
+
+from mixpeek_ray.core.records import Principal
+
+_SCOPE_KEY = "mixpeek_ray.context"
+
+
+@dataclass(kw_only=True)
+class RequestContext:
+    """Filled in as a request passes the middleware; read by the routes and by the access log."""
+
+    request_id: str
+    principal: Principal | None = None
+    # The code of the error it was answered with, if any.
+    error_code: str | None = None
+
+
+def attach_context(scope: Scope, context: RequestContext) -> None:
+    """Put ``context`` into ``scope``."""
+    scope[_SCOPE_KEY] = context
+
+
+def context_of(scope: Scope) -> RequestContext:
+    """Return the context of a request that passed the lifecycle middleware."""
+    context = scope[_SCOPE_KEY]
+    if not isinstance(context, RequestContext):
+        raise TypeError("the request did not pass the lifecycle middleware")
+    return context

@@ -1,0 +1,43 @@
+"""What routes take as parameters."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Path, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from mixpeek_ray.api.access import is_plausible_id
+from mixpeek_ray.api.context import context_of
+from mixpeek_ray.core.errors import AuthenticationError, ModelNotFoundError, NamespaceNotFoundError
+from mixpeek_ray.core.records import Principal
+
+# Only documents the scheme: the key was checked by the middleware, before any byte of a body was read.
+_bearer = HTTPBearer(auto_error=False, description="An API key, sk_...")
+
+
+async def _principal(
+    request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+) -> Principal:
+    principal = context_of(request.scope).principal
+    if principal is None:
+        raise AuthenticationError("Send an API key with the request: Authorization: Bearer sk_...")
+    return principal
+
+
+async def _namespace_id(namespace_id: Annotated[str, Path(description="The namespace's id, ns_...")]) -> str:
+    # What cannot be an id is in no registry: no need to ask it, nor to carry the text any further.
+    if not is_plausible_id(namespace_id):
+        raise NamespaceNotFoundError("There is no such namespace in your organization.")
+    return namespace_id
+
+
+async def _model_id(model_id: Annotated[str, Path(description="The model's id, such as my-model_1_0_0.")]) -> str:
+    if not is_plausible_id(model_id):
+        raise ModelNotFoundError("There is no such model in the namespace.")
+    return model_id
+
+
+CurrentPrincipal = Annotated[Principal, Depends(_principal)]
+NamespaceId = Annotated[str, Depends(_namespace_id)]
+ModelId = Annotated[str, Depends(_model_id)]
