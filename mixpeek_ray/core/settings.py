@@ -59,8 +59,11 @@ class Settings(BaseSettings):
     load_timeout_s: float = Field(
         default=120.0, gt=0, description="Seconds a loader retries while weights are not there yet."
     )
-    dashboard_port: int = Field(
-        default=8265, ge=1, le=65535, description="Port of Ray's dashboard and job API, on loopback."
+    dashboard_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Port of Ray's dashboard and job API, on loopback; default: 8265, or the next free one.",
     )
     object_store_bytes: int | None = Field(
         default=None, ge=80 * limits.MIB, description="Size of Ray's object store; default: Ray's own choice."
