@@ -1,0 +1,113 @@
+"""From a hostile archive to a description of its weights, or to packed weights on disk."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from mixpeek_ray.core.limits import GIB, MIB
+from mixpeek_ray.core.records import ArchiveContents, FileInfo, ModelFormat
+from mixpeek_ray.formats.base import find_weight_file
+from mixpeek_ray.formats.packed import DTYPE_NAMES, WeightIndex, pack, plan
+from mixpeek_ray.formats.registry import get_format
+from mixpeek_ray.formats.sandbox import run_limited
+from mixpeek_ray.formats.tarball import extract
+
+# Beyond the mapped file itself: the index, torch's tensor objects, and a hostile header's worth of garbage.
+_CHECK_MEMORY_BYTES = 224 * MIB
+# A check touches headers only; the start of the sandbox is not counted.
+_CHECK_SECONDS = 30.0
+# Packing reads and writes every byte: allow for a disk at 50 MB/s.
+_PACK_SECONDS_PER_GIB = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedArchive:
+    """Weights packed on disk: ``index`` describes the buffer that is the file at ``data_path``."""
+
+    index: WeightIndex
+    data_path: Path
+    contents: ArchiveContents
+
+
+def inspect_archive(
+    stream: BinaryIO, model_format: ModelFormat, work_dir: Path, *, expected_sha256: str | None = None
+) -> ArchiveContents:
+    """Return what the archive holds, after every check that deploying it would make.
+
+    Needs disk for the unpacked files in ``work_dir``, where nothing is left. Raises ``UnsupportedFormatError`` before
+    reading, a subclass of ``ArchiveRefusedError`` for what is wrong with the archive, ``CorruptStoreError`` when its
+    bytes do not have ``expected_sha256``, and ``DiskFullError``.
+    """
+    with _extracted(stream, model_format, work_dir, expected_sha256) as (path, files):
+        index = run_limited(
+            _plan,
+            model_format,
+            path,
+            memory_bytes=path.stat().st_size + _CHECK_MEMORY_BYTES,
+            seconds=_CHECK_SECONDS,
+        )
+    return _describe(files, index)
+
+
+def pack_archive(
+    stream: BinaryIO, model_format: ModelFormat, work_dir: Path, *, expected_sha256: str | None = None
+) -> PackedArchive:
+    """Return the archive's weights, packed into a new file in ``work_dir`` that is then the caller's to remove.
+
+    Needs disk for the unpacked files and the packed ones at once; only the latter remain. Raises what
+    ``inspect_archive`` does, and then leaves nothing.
+    """
+    with _extracted(stream, model_format, work_dir, expected_sha256) as (path, files):
+        data_path = work_dir / f"packed-{secrets.token_hex(8)}"
+        size = path.stat().st_size
+        try:
+            index = run_limited(
+                _pack,
+                model_format,
+                path,
+                data_path,
+                memory_bytes=size + _CHECK_MEMORY_BYTES,
+                file_bytes=2 * size + _CHECK_MEMORY_BYTES,
+                seconds=_CHECK_SECONDS + _PACK_SECONDS_PER_GIB * size / GIB,
+            )
+        except BaseException:
+            data_path.unlink(missing_ok=True)
+            raise
+    return PackedArchive(index=index, data_path=data_path, contents=_describe(files, index))
+
+
+@contextmanager
+def _extracted(
+    stream: BinaryIO, model_format: ModelFormat, work_dir: Path, expected_sha256: str | None
+) -> Iterator[tuple[Path, tuple[FileInfo, ...]]]:
+    weight_format = get_format(model_format)
+    with tempfile.TemporaryDirectory(prefix="unpacked-", dir=work_dir) as folder:
+        files = extract(stream, Path(folder), expected_sha256=expected_sha256)
+        yield Path(folder, find_weight_file(files, weight_format)), files
+
+
+def _plan(model_format: ModelFormat, path: Path) -> WeightIndex:
+    return plan(get_format(model_format).open(path))
+
+
+def _pack(model_format: ModelFormat, path: Path, data_path: Path) -> WeightIndex:
+    return pack(get_format(model_format).open(path), data_path)
+
+
+def _describe(files: tuple[FileInfo, ...], index: WeightIndex) -> ArchiveContents:
+    # Tied weights are one set of parameters under several names.
+    views = set(zip(index.storage_ids, index.storage_offsets, index.shapes, index.strides, strict=True))
+    return ArchiveContents(
+        files=files,
+        tensor_count=len(index.names),
+        parameter_count=sum(math.prod(shape) for _, _, shape, _ in views),
+        dtypes=tuple(sorted(set(index.dtypes), key=DTYPE_NAMES.index)),
+        weights_bytes=index.total_bytes,
+    )

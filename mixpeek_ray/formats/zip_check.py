@@ -1,0 +1,116 @@
+"""The zip container of a ``torch.save`` file, held to the plain shape that torch itself writes.
+
+torch accepts deflated entries (a small file that unpacks to gigabytes), entries that overlap, and a directory that
+says something else than the entries themselves. Torch writes none of these.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+from mixpeek_ray.core.errors import InvalidWeightsError
+from mixpeek_ray.core.limits import MIB
+from mixpeek_ray.formats.tensors import MAX_TENSORS, shown
+
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_LOCAL_MAGIC = b"PK\x03\x04"
+_END_MAGIC = b"PK\x05\x06"
+_END_BYTES = 22
+_ENCRYPTED = 0x1
+# A data.pkl takes some 200 bytes a tensor.
+MAX_PICKLE_BYTES = 32 * MIB
+# The directory repeats each entry's name: 65,536 storages take about 6 MB, and zipfile holds it in objects.
+_MAX_DIRECTORY_BYTES = 16 * MIB
+# data.pkl, version, byteorder, .data/serialization_id and their like, beside one record a storage.
+_MAX_ENTRIES = MAX_TENSORS + 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZipRecord:
+    """One entry: where its bytes lie in the file, as they are stored."""
+
+    name: str
+    start: int
+    size: int
+    compressed: bool
+
+
+def read_records(path: Path) -> dict[str, ZipRecord]:
+    """Return the entries of the zip at ``path`` by name, less the archive's own top folder.
+
+    Raises ``InvalidWeightsError`` unless every entry is named once, lies inside the file, overlaps no other, and is
+    described alike by the directory and by its own header.
+    """
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        _check_end(file, size)
+        try:
+            entries = zipfile.ZipFile(file).infolist()
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError):
+            _refuse("its zip directory cannot be read")
+        if not 0 < len(entries) <= _MAX_ENTRIES:
+            _refuse(f"it has {len(entries)} entries (1 to {_MAX_ENTRIES} are allowed)")
+        entries.sort(key=lambda entry: entry.header_offset)
+        if entries[0].header_offset != 0:
+            _refuse("bytes before its first entry belong to nothing")
+        records = [_read_record(file, entry) for entry in entries]
+    ends = [entry.header_offset for entry in entries[1:]] + [size]
+    for record, end in zip(records, ends, strict=True):
+        if record.start + record.size > end:
+            _refuse(f"the entry {shown(record.name)} overlaps the next or passes the end of the file")
+    return _by_name(records)
+
+
+def require_stored(records: Iterable[ZipRecord]) -> None:
+    """Raise ``InvalidWeightsError`` if an entry is compressed: a small one can unpack to gigabytes."""
+    for record in records:
+        if record.compressed:
+            _refuse(f"the entry {shown(record.name)} is compressed; torch.save stores entries as they are")
+
+
+def _check_end(file: BinaryIO, size: int) -> None:
+    if size < _END_BYTES:
+        _refuse(f"it has only {size} bytes")
+    file.seek(size - _END_BYTES)
+    end = file.read(_END_BYTES)
+    # Readers search backwards for this mark; with a comment after it two readers could settle on different ones.
+    if not end.startswith(_END_MAGIC) or end[-2:] != b"\0\0":
+        _refuse("it does not end with a zip directory (is it truncated?)")
+    if int.from_bytes(end[12:16], "little") > _MAX_DIRECTORY_BYTES:
+        _refuse(f"its zip directory is larger than {_MAX_DIRECTORY_BYTES} bytes")
+
+
+def _read_record(file: BinaryIO, entry: zipfile.ZipInfo) -> ZipRecord:
+    if entry.flag_bits & _ENCRYPTED:
+        _refuse(f"the entry {shown(entry.filename)} is encrypted")
+    file.seek(entry.header_offset)
+    raw = file.read(_LOCAL_HEADER.size)
+    if len(raw) < _LOCAL_HEADER.size or not raw.startswith(_LOCAL_MAGIC):
+        _refuse(f"the entry {shown(entry.filename)} has no header of its own")
+    _, _, flags, method, _, _, _, _, _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(raw)
+    name = file.read(name_bytes)
+    if method != entry.compress_type or flags & _ENCRYPTED or name != entry.orig_filename.encode():
+        _refuse(f"the entry {shown(entry.filename)} is described differently by its own header")
+    start = entry.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
+    compressed = method != zipfile.ZIP_STORED or entry.compress_size != entry.file_size
+    return ZipRecord(name=entry.filename, start=start, size=entry.compress_size, compressed=compressed)
+
+
+def _by_name(records: list[ZipRecord]) -> dict[str, ZipRecord]:
+    top = records[0].name.partition("/")[0] + "/"
+    found: dict[str, ZipRecord] = {}
+    for record in records:
+        name = record.name.removeprefix(top)
+        if name == record.name or name in found:
+            _refuse(f"the entry {shown(record.name)} lies outside the folder {shown(top)} or is there twice")
+        found[name] = record
+    return found
+
+
+def _refuse(what: str) -> NoReturn:
+    raise InvalidWeightsError(f"The PyTorch file cannot be used: {what}.")
