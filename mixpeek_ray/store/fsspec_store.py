@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,10 @@ from mixpeek_ray.store.keys import check_key, check_prefix
 
 _logger = get_logger(__name__)
 
+_UPLOAD = "(unfinished)"
+# What file systems say of a blob that is not there, also when its key is a folder's or leads through another blob.
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
 # The size of one part of an upload and of one ranged read. S3 takes at most 10,000 parts, so 8 MiB serves blobs up to
 # 78 GiB; fsspec holds up to three of them, 24 MiB for each transfer under way.
 BLOCK_BYTES = 8 * MIB
@@ -30,7 +35,8 @@ _TIME_FIELDS = ("LastModified", "last_modified", "updated", "mtime", "created")
 class FsspecStore:
     """Blobs below ``root`` (``bucket/prefix``) of an fsspec file system.
 
-    ``create`` is as exclusive as the file system's ``pipe_file(mode="create")``: a conditional put on S3, GCS, Azure.
+    ``create`` is exclusive among the threads of one store object; between processes only as far as the file system's
+    ``pipe_file(mode="create")`` is: a conditional put on object stores, often a mere look before the write elsewhere.
     """
 
     # What the file system raises when its backend fails.
@@ -39,6 +45,7 @@ class FsspecStore:
     def __init__(self, filesystem: AbstractFileSystem, root: str) -> None:
         self._fs = filesystem
         self._root = root.rstrip("/")
+        self._create_lock = threading.Lock()
 
     def open_write(self, key: str) -> BlobWriter:
         """Return a writer for a new blob at ``key``; it buffers up to ``BLOCK_BYTES`` before it sends."""
@@ -68,7 +75,9 @@ class FsspecStore:
     def create(self, key: str, data: bytes) -> None:
         """Write a small blob where none is. Raises ``FileExistsError``: of many racing callers one succeeds."""
         path = self._path(key)
-        with self._answerable_errors():
+        with self._create_lock, self._answerable_errors():
+            if self.exists(key):
+                raise FileExistsError(f"blob {key} exists")
             try:
                 self._fs.pipe_file(path, data, mode="create")
             except FileExistsError:
@@ -87,6 +96,9 @@ class FsspecStore:
         """Copy a blob on the server's side, then delete it. Raises ``FileNotFoundError``."""
         source_path, target_path = self._path(source), self._path(target)
         with self._answerable_errors(source):
+            # Asked first because some file systems copy a folder without a word.
+            if not self.exists(source):
+                raise FileNotFoundError(f"no blob {source}")
             self._fs.cp_file(source_path, target_path)
         self.delete(source)
 
@@ -142,14 +154,14 @@ class FsspecStore:
         except (MixpeekError, FileExistsError):
             raise
         except self.backend_errors as error:
-            if isinstance(error, FileNotFoundError) and missing_key is not None and not self._is_outage(error):
+            if isinstance(error, _MISSING) and missing_key is not None and not self._is_outage(error):
                 raise FileNotFoundError(f"no blob {missing_key}") from None
             raise StorageUnavailableError(
-                f"The object store did not answer ({type(error).__name__}); try again, or check what "
+                f"The store did not answer ({type(error).__name__}); try again, or check what "
                 "MIXPEEK_STORE_URL names and the credentials for it."
             ) from error
 
-    def _is_outage(self, error: FileNotFoundError) -> bool:  # noqa: ARG002 (an override may need it)
+    def _is_outage(self, error: OSError) -> bool:  # noqa: ARG002 (an override may need it)
         """Tell whether what is missing is more than a blob."""
         return False
 
@@ -179,13 +191,21 @@ class _FsspecWriter:
         if file is None:
             return
         try:
-            with self._store._answerable_errors():
+            # Not found: already discarded, by `discard_abandoned`.
+            with suppress(FileNotFoundError), self._store._answerable_errors(_UPLOAD):
                 file.discard()
         except StorageUnavailableError as error:
             _logger.warning("an unfinished upload could not be discarded (%s)", error)
-        if isinstance(file, AbstractBufferedFile):
-            # Left open, its finalizer would send one more block of the upload that was just discarded.
-            file.closed = True
+        _silence(file)
+
+    def __del__(self) -> None:
+        _silence(self._file)
+
+
+def _silence(file: Any) -> None:
+    """Keep an uncommitted file's finalizer from sending what it still buffers, from whatever thread collects it."""
+    if isinstance(file, AbstractBufferedFile):
+        file.closed = True
 
 
 class _RawReader(io.RawIOBase):

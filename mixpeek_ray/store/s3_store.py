@@ -11,9 +11,9 @@ from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[impor
 
 from mixpeek_ray.store.fsspec_store import FsspecStore
 
-# botocore waits up to 1, 2 and 4 s between these (503 and SlowDown included): an outage is an answer within seconds,
-# a throttled burst is not an outage.
-_ATTEMPTS = 4
+# botocore waits up to 1 and 2 s between these (503 and SlowDown included): an outage is an answer within seconds, a
+# throttled burst is no outage.
+_ATTEMPTS = 3
 # s3fs's own attempts, each with botocore's inside; more than one only because botocore does not repeat a request
 # whose answer broke off in its body.
 _OUTER_ATTEMPTS = 2
@@ -92,7 +92,7 @@ class S3Store(FsspecStore):
                 return uploads
             markers = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
-    def _is_outage(self, error: FileNotFoundError) -> bool:
+    def _is_outage(self, error: OSError) -> bool:
         return _code_of(error) == "NoSuchBucket"
 
 
