@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from isal import igzip_lib, isal_zlib
 
@@ -16,6 +15,9 @@ from mixpeek_ray.core.errors import (
     EmptyArchiveError,
     NotTarGzError,
 )
+
+if TYPE_CHECKING:
+    import hashlib
 
 _MAGIC = b"\x1f\x8b"
 # Large enough that Python's share of the work is nothing, small enough to stay in the processor's cache.
@@ -39,23 +41,18 @@ class GzipReader:
     """Sequential reader of the bytes inside a gzip stream; keeps at most a few MiB in memory.
 
     Raises ``EmptyArchiveError``, ``NotTarGzError``, ``CorruptArchiveError``, ``DecompressionLimitError``; whatever
-    ``stream`` raises passes through. ``sha256`` covers every compressed byte read so far.
+    ``stream`` raises passes through. ``digest``, when given, is fed every compressed byte that was read.
     """
 
-    def __init__(self, stream: BinaryIO, archive_limits: ArchiveLimits) -> None:
+    def __init__(self, stream: BinaryIO, archive_limits: ArchiveLimits, digest: hashlib._Hash | None = None) -> None:
         self._stream = stream
         self._limits = archive_limits
         self._deadline = time.monotonic() + archive_limits.seconds
         self._inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-        self._hash = hashlib.sha256()
+        self._digest = digest
         self._read_bytes = 0
         self._inflated_bytes = 0
         self._chunk = memoryview(b"")
-
-    @property
-    def sha256(self) -> str:
-        """Lower-case hex digest of the compressed bytes read so far."""
-        return self._hash.hexdigest()
 
     def next_chunk(self, at_most: int) -> memoryview:
         """Return the next 1 to ``at_most`` bytes, valid until the next call; empty at the end of the stream."""
@@ -88,7 +85,7 @@ class GzipReader:
             _require_zeros(memoryview(data), "the end of the gzip stream")
 
     def drain(self) -> None:
-        """Read and hash the rest of the input without looking at it."""
+        """Read the rest of the input without looking at it, for the digest."""
         while self._read():
             pass
 
@@ -101,7 +98,7 @@ class GzipReader:
                     raise CorruptArchiveError("The archive is truncated: pack and upload it again.")
             try:
                 out = self._inflater.decompress(data, _INFLATE_BYTES)
-            except isal_zlib.IsalError:
+            except isal_zlib.error:  # type: ignore[misc]  # its stub declares an instance, not the class
                 raise CorruptArchiveError(
                     "The archive's gzip stream is damaged: pack it with `tar czf` and upload it again."
                 ) from None
@@ -116,7 +113,8 @@ class GzipReader:
         data = self._stream.read(_READ_BYTES)
         if self._read_bytes == 0:
             _check_start(data)
-        self._hash.update(data)
+        if self._digest is not None:
+            self._digest.update(data)
         self._read_bytes += len(data)
         return data
 

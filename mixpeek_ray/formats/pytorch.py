@@ -21,6 +21,12 @@ _ZIP_MAGIC = b"PK\x03\x04"
 # A file from before PyTorch 1.6 begins with a pickled magic number, and four more pickles follow.
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_PICKLES = 4
+# Newer dtypes than these are saved as UntypedStorage.
+_ELEMENT_BYTES = {
+    "UntypedStorage": 1, "BoolStorage": 1, "ByteStorage": 1, "CharStorage": 1, "QInt8Storage": 1, "QUInt8Storage": 1,
+    "ShortStorage": 2, "HalfStorage": 2, "BFloat16Storage": 2, "IntStorage": 4, "FloatStorage": 4, "QInt32Storage": 4,
+    "LongStorage": 8, "DoubleStorage": 8, "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16,
+}  # fmt: skip
 
 
 class PyTorchFormat:
@@ -71,14 +77,11 @@ def _find_pickle(records: Mapping[str, ZipRecord]) -> ZipRecord:
 
 
 def _check_claims(claims: Iterable[StorageClaim], records: Mapping[str, ZipRecord]) -> None:
-    import torch
-
     for claim in claims:
-        kind = getattr(torch, claim.type_name, None)
+        itemsize = _ELEMENT_BYTES.get(claim.type_name)
         record = records.get(f"data/{claim.key}")
-        if kind is None or record is None:
+        if itemsize is None or record is None:
             raise InvalidWeightsError(f"The storage {shown(claim.key)} is missing from the file or of unknown type.")
-        itemsize = 1 if kind is torch.UntypedStorage else kind.dtype.itemsize
         if claim.element_count * itemsize != record.size:
             raise InvalidWeightsError(
                 f"The storage {shown(claim.key)} claims {claim.element_count} elements of {itemsize} bytes, "

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # For the server's start on a busy machine; a call's own limit runs from its fork.
 _START_S = 120.0
+# An idle server that leaves can take the first call with it and refuse the second.
+_ATTEMPTS = 3
 # The index of 65,536 tensors with long names takes some 10 MB.
 _MAX_REPLY_BYTES = 64 * MIB
 # Nothing of the caller's environment that could be a secret reaches a process that opens hostile files.
@@ -54,7 +56,7 @@ def run_limited(
     ``UnavailableError`` when the sandbox itself does not work.
     """
     call = Call(function=function, arguments=args, memory_bytes=memory_bytes, file_bytes=file_bytes, seconds=seconds)
-    reply = _server.exchange(call) or _server.exchange(call)
+    reply = next(filter(None, (_server.exchange(call) for _ in range(_ATTEMPTS))), None)
     if reply is None:
         raise UnavailableError("The process that checks archives cannot be started; retry later.")
     kind, signal_number = TRAILER.unpack(reply[-TRAILER.size :])
@@ -95,7 +97,6 @@ class _ServerHandle:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._owner_pid = os.getpid()
 
     def exchange(self, call: Call) -> bytes | None:
         """Return the child's reply with its trailer, or None when the server went away before serving the call."""
@@ -120,10 +121,14 @@ class _ServerHandle:
         with self._lock:
             self._stop()
 
+    def forget(self) -> None:
+        """Leave the server to the process that started it: for the child of a fork."""
+        self.__init__()  # type: ignore[misc]
+
     def _submit(self, seconds: float, reply: socket.socket) -> bool:
         with self._lock:
             control = self._control
-            if control is None or self._owner_pid != os.getpid():
+            if control is None:
                 control = self._start()
             try:
                 socket.send_fds(control, [LIMIT.pack(seconds)], [reply.fileno()])
@@ -134,7 +139,6 @@ class _ServerHandle:
 
     def _start(self) -> socket.socket:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._owner_pid = os.getpid()
         with theirs:
             self._process = subprocess.Popen(
                 # -P: never import from the working directory.
@@ -152,7 +156,7 @@ class _ServerHandle:
         if self._control is not None:
             self._control.close()
             self._control = None
-        if self._process is not None and self._owner_pid == os.getpid():
+        if self._process is not None:
             self._process.kill()
             self._process.wait()
         self._process = None
@@ -175,3 +179,4 @@ def _environment() -> dict[str, str]:
 
 _server = _ServerHandle()
 atexit.register(_server.stop)
+os.register_at_fork(after_in_child=_server.forget)

@@ -7,6 +7,7 @@ used: its ``filter="data"`` was escaped through a long symlink chain, a two-head
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -59,24 +60,26 @@ def extract(
     not acceptable, ``CorruptStoreError`` when its bytes do not have ``expected_sha256`` (whatever else is wrong with
     them), and ``DiskFullError``. On an error ``folder`` may hold part of the archive.
     """
-    reader = GzipReader(stream, archive_limits or ArchiveLimits())
+    archive_limits = archive_limits or ArchiveLimits()
+    digest = hashlib.sha256()
+    reader = GzipReader(stream, archive_limits, digest if expected_sha256 else None)
     try:
         with disk_full_as_error():
-            files = _Extraction(reader, folder, archive_limits or ArchiveLimits()).run()
+            files = _Extraction(reader, folder, archive_limits).run()
         reader.finish()
     except ArchiveRefusedError:
         # The upload was checked against its hash: if the bytes differ now, the store is at fault, not the archive.
-        if expected_sha256 is not None:
+        if expected_sha256:
             reader.drain()
-            _check_hash(reader, expected_sha256)
+            _check_digest(digest.hexdigest(), expected_sha256)
         raise
-    if expected_sha256 is not None:
-        _check_hash(reader, expected_sha256)
+    if expected_sha256:
+        _check_digest(digest.hexdigest(), expected_sha256)
     return files
 
 
-def _check_hash(reader: GzipReader, expected_sha256: str) -> None:
-    if reader.sha256 != expected_sha256:
+def _check_digest(found: str, expected: str) -> None:
+    if found != expected:
         raise CorruptStoreError("The stored archive does not have the hash it was uploaded with: upload it again.")
 
 

@@ -22,10 +22,10 @@ _LOCAL_MAGIC = b"PK\x03\x04"
 _END_MAGIC = b"PK\x05\x06"
 _END_BYTES = 22
 _ENCRYPTED = 0x1
-# A data.pkl takes some 200 bytes a tensor.
-MAX_PICKLE_BYTES = 32 * MIB
-# The directory repeats each entry's name: 65,536 storages take about 6 MB, and zipfile holds it in objects.
-_MAX_DIRECTORY_BYTES = 16 * MIB
+# A data.pkl takes some 200 bytes a tensor, and torch's safe loader, which is Python, some seconds for 8 MiB.
+MAX_PICKLE_BYTES = 8 * MIB
+# The directory repeats each entry's name: 32,768 storages take about 3 MB, and zipfile holds it in objects.
+_MAX_DIRECTORY_BYTES = 8 * MIB
 # data.pkl, version, byteorder, .data/serialization_id and their like, beside one record a storage.
 _MAX_ENTRIES = MAX_TENSORS + 64
 
