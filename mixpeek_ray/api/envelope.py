@@ -8,6 +8,7 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -29,6 +30,8 @@ MAX_REPORTED_FIELDS = 20
 # A key in `loc` may be the caller's own text.
 MAX_REPORTED_KEY_CHARS = 80
 
+# What web servers have agreed to log when the client left before its answer.
+CLIENT_CLOSED_REQUEST = 499
 _RETRYABLE = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
@@ -60,6 +63,10 @@ def install_error_handlers(app: FastAPI) -> None:
         headers = dict(error.headers or {}) if isinstance(error, HTTPException) else None
         return error_response(request.scope, _as_platform_error(error), headers)
 
+    async def answer_nobody(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    app.add_exception_handler(ClientDisconnect, answer_nobody)
     app.add_exception_handler(MixpeekError, answer_platform_error)
     app.add_exception_handler(RequestValidationError, answer_platform_error)
     app.add_exception_handler(HTTPException, answer_http_error)

@@ -22,6 +22,8 @@ _log = get_logger("api.upload")
 
 # Big enough that a hop to the thread (about 0.1 ms) is lost in hashing and writing it (about 1.5 ms).
 BATCH_BYTES = 1 * limits.MIB
+# A bytes object and its place in a list: a body of 1-byte chunks is bounded by the memory it takes, not by its size.
+CHUNK_OVERHEAD_BYTES = 64
 # One being written, one ready: with the one being filled, an upload holds at most 3 batches and a copy of one.
 MAX_BATCHES_IN_FLIGHT = 2
 # A slow client's bad field should be answered long before it has sent a whole batch.
@@ -61,25 +63,31 @@ async def received_upload(
         thread.shutdown(wait=False)
 
 
-async def _pump(chunks: AsyncIterator[bytes], submit: Callable[[bytearray], asyncio.Future[None]]) -> None:
+async def _pump(chunks: AsyncIterator[bytes], submit: Callable[[list[bytes]], asyncio.Future[None]]) -> None:
     clock = asyncio.get_running_loop().time
     in_flight: deque[asyncio.Future[None]] = deque()
-    batch, begun_s = bytearray(), clock()
+    batch: list[bytes] = []
+    held_bytes, begun_s = 0, clock()
     try:
         async for chunk in chunks:
-            batch += chunk
-            if len(batch) < BATCH_BYTES and clock() - begun_s < MAX_BATCH_AGE_S:
+            while in_flight and in_flight[0].done():
+                in_flight.popleft().result()
+            batch.append(chunk)
+            held_bytes += len(chunk) + CHUNK_OVERHEAD_BYTES
+            if held_bytes < BATCH_BYTES and clock() - begun_s < MAX_BATCH_AGE_S:
                 continue
             if len(in_flight) == MAX_BATCHES_IN_FLIGHT:
                 await in_flight.popleft()
             in_flight.append(submit(batch))
-            batch, begun_s = bytearray(), clock()
+            batch, held_bytes, begun_s = [], 0, clock()
         in_flight.append(submit(batch))
         while in_flight:
             await in_flight.popleft()
     except BaseException:
         for future in in_flight:
             future.cancel()
+        # One failure is answered; that the batches behind it failed too is no news.
+        await asyncio.gather(*in_flight, return_exceptions=True)
         raise
 
 
@@ -93,8 +101,9 @@ class _Intake:
         self._file = _ArchiveSink(store, key, max_archive_bytes)
         self._reader = MultipartReader(content_type, on_field=self._fields.add, file=self._file)
 
-    def feed(self, batch: bytearray) -> None:
-        self._reader.feed(bytes(batch))
+    def feed(self, batch: list[bytes]) -> None:
+        for chunk in batch:
+            self._reader.feed(chunk)
 
     def finish(self) -> Upload:
         self._reader.finish()

@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mixpeek_ray.api.access import access_for, is_plausible_id
 from mixpeek_ray.api.context import RequestContext, attach_context
-from mixpeek_ray.api.envelope import error_response, internal_error
+from mixpeek_ray.api.envelope import CLIENT_CLOSED_REQUEST, error_response, internal_error
 from mixpeek_ray.api.middleware.body_guard import GuardedBody
 from mixpeek_ray.core import limits
 from mixpeek_ray.core.errors import ArchiveTooLargeError, BodyTooLargeError, MixpeekError
@@ -21,8 +20,6 @@ from mixpeek_ray.core.logs import get_logger, request_id_var
 
 _log = get_logger("api.access")
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
-# What web servers have agreed to log when the client left before its answer.
-CLIENT_CLOSED_REQUEST = 499
 
 
 class RequestLifecycle:
@@ -55,9 +52,6 @@ class RequestLifecycle:
             body = self._guarded_body(scope, receive)
             answer.is_body_unread = lambda: body.unread
             await self._app(scope, body.receive, answer.send)
-        except ClientDisconnect:
-            # Nobody is left to answer; whoever read the body has cleaned up behind itself.
-            return
         except MixpeekError as error:
             await answer.send_error(scope, receive, error)
         except Exception:  # noqa: BLE001 -- the last resort: logged whole, answered without internals

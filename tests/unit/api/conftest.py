@@ -198,12 +198,13 @@ class Api:
 
     settings: Settings
     store: Any = field(default_factory=MemoryStore)
+    max_upload_bytes: int = MAX_UPLOAD_BYTES
 
     def __post_init__(self) -> None:
         self.platform = FakePlatform(self.store)
         self._numbers = itertools.count()
         self.app = create_app(
-            self.platform, self.store, self.settings, lambda: f"uploads/{next(self._numbers)}", MAX_UPLOAD_BYTES
+            self.platform, self.store, self.settings, lambda: f"uploads/{next(self._numbers)}", self.max_upload_bytes
         )
 
     def client(self, key: str | None = "sk_writer") -> httpx.AsyncClient:
@@ -298,8 +299,8 @@ def api(settings: Settings) -> Api:
 def make_api() -> Callable[..., Api]:
     """Build the application with settings or a store of the test's own."""
 
-    def make(*, store: Any = None, **settings: Any) -> Api:
-        return Api(Settings(**settings), store if store is not None else MemoryStore())
+    def make(*, store: Any = None, max_upload_bytes: int = MAX_UPLOAD_BYTES, **settings: Any) -> Api:
+        return Api(Settings(**settings), store if store is not None else MemoryStore(), max_upload_bytes)
 
     return make
 
