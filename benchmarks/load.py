@@ -113,6 +113,7 @@ def make_weights(total_bytes: int) -> dict[str, torch.Tensor]:
 
 def deploy(registry: Any, settings: Settings, weights_file: Path, name: str) -> str:
     """Upload an archive of the file to the store and deploy it, as the gateway does; return the model's id."""
+    organization_id = ray.get(registry.key_ring.remote(None)).organizations[0].organization_id
     archive = weights_file.with_suffix(".tar.gz")
     subprocess.run(["tar", "-C", weights_file.parent, "-I", "gzip -1", "-cf", archive, weights_file.name], check=True)
     store, key, digest = open_store(settings.resolved_store_url), new_upload_key(), hashlib.sha256()
@@ -124,7 +125,6 @@ def deploy(registry: Any, settings: Settings, weights_file: Path, name: str) -> 
     writer.commit()
     uploaded = UploadedArchive(temporary_key=key, sha256=digest.hexdigest(), size_bytes=archive.stat().st_size)
     archive.unlink()
-    organization_id = ray.get(registry.key_ring.remote(None)).organizations[0].organization_id
     form = UploadForm(
         name=name,
         version="1.0.0",

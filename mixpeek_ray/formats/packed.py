@@ -135,7 +135,7 @@ def view(index: WeightIndex, buffer: Buffer) -> OrderedDict[str, torch.Tensor]:
             continue
         storage = shared.get(storage_id)
         if storage is None:
-            storage = shared[storage_id] = _view_storage(buffer, starts[storage_id], sizes[storage_id])
+            storage = shared[storage_id] = _view_storage(memory, starts[storage_id], sizes[storage_id])
         weights[name] = torch.empty(0, dtype=dtype_table()[dtype_name]).set_(storage, offset, shape, stride)
     weights._metadata = AssigningMetadata(index.module_versions)  # type: ignore[attr-defined]
     return weights

@@ -17,6 +17,7 @@ from mixpeek_ray.core.errors import (
 )
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.settings import get_settings
+from mixpeek_ray.formats.packed import view
 from mixpeek_ray.loading.private_view import private_view
 from mixpeek_ray.registry.calls import call_blocking
 from mixpeek_ray.registry.handles import LoadTicket, find_registry
@@ -39,6 +40,10 @@ _RESOLVE_WAIT_S = 2.0
 _RETRY_PAUSE_S = 0.1
 
 
+class _NoRegistryError(RegistryUnavailableError):
+    """There is no registry to wait for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Resident:
     """Weights that this process viewed before; weak, so that a forgotten model is not kept in the store."""
@@ -50,6 +55,12 @@ class _Resident:
 
 
 _residents: dict[ModelKey, _Resident] = {}
+
+# The registry's handle by the job that looked it up; forgotten when a call fails.
+_handle: dict[str, Any] = {}
+
+# Read when this module is imported: it takes milliseconds that a load would otherwise pay.
+_settings = get_settings()
 
 
 def load_namespace_model(model_id: str, *, namespace_id: str | None = None) -> OrderedDict[str, torch.Tensor]:
@@ -67,14 +78,12 @@ def load_namespace_model(model_id: str, *, namespace_id: str | None = None) -> O
     its deploy failed), ``NamespaceNotFoundError`` (none given or configured, or none by that id),
     ``RegistryUnavailableError`` (no platform on this cluster, or it does not come back in time).
     """
-    from mixpeek_ray.formats.packed import view
-
     index, data = _weights(_key(model_id, namespace_id))
     return view(index, private_view(data))
 
 
 def _key(model_id: str, namespace_id: str | None) -> ModelKey:
-    namespace = namespace_id or get_settings().namespace
+    namespace = namespace_id or _settings.namespace
     if namespace is None:
         raise NamespaceNotFoundError(
             "No namespace is given: pass namespace_id=…, or set MIXPEEK_NAMESPACE in the job's runtime environment "
@@ -89,11 +98,14 @@ def _weights(key: ModelKey) -> tuple[WeightIndex, NDArray[np.uint8]]:
         data = resident.data()
         if data is not None:
             return resident.index, data
-    deadline = time.monotonic() + get_settings().load_timeout_s
+    deadline = time.monotonic() + _settings.load_timeout_s
     while True:
         try:
             return _fetch(key, deadline)
+        except _NoRegistryError:
+            raise
         except (RayActorError, OwnerDiedError, ObjectLostError, GetTimeoutError, RegistryUnavailableError) as error:
+            _handle.clear()
             if time.monotonic() >= deadline:
                 raise RegistryUnavailableError(
                     f"Model {key.model_id!a} could not be loaded in time: the registry, or the node that holds the "
@@ -124,7 +136,7 @@ def _ticket(key: ModelKey, deadline: float) -> LoadTicket:
     """Ask the registry until the weights are there or the deadline has passed."""
     while True:
         registry = _registry()
-        timeout_s = _RESOLVE_WAIT_S + get_settings().registry_timeout_s
+        timeout_s = _RESOLVE_WAIT_S + _settings.registry_timeout_s
         ticket: LoadTicket | None = call_blocking(registry.resolve.remote(key, _RESOLVE_WAIT_S), timeout_s)
         if ticket is not None:
             return ticket
@@ -135,15 +147,20 @@ def _ticket(key: ModelKey, deadline: float) -> LoadTicket:
 
 
 def _registry() -> Any:
+    """Return the registry's handle, looked up once for each connection to a cluster."""
     if not ray.is_initialized():
         ray.init(address="auto", log_to_driver=False)
-    try:
-        return find_registry()
-    except ValueError:
-        raise RegistryUnavailableError(
-            "No model registry runs on this Ray cluster: start the platform with `mixpeek-ray up`, and run this code "
-            "on the same cluster."
-        ) from None
+    cluster = ray.get_runtime_context().get_job_id()
+    if _handle.get(cluster) is None:
+        try:
+            _handle.clear()
+            _handle[cluster] = find_registry()
+        except ValueError:
+            raise _NoRegistryError(
+                "No model registry runs on this Ray cluster: start the platform with `mixpeek-ray up`, and run this "
+                "code on the same cluster."
+            ) from None
+    return _handle[cluster]
 
 
 def _left(deadline: float) -> float:

@@ -19,6 +19,8 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixpeek_ray.core.logs import get_logger
@@ -124,22 +126,25 @@ def _libc() -> ctypes.CDLL:
     return libc
 
 
+# Lines of /proc/self/maps are "start-end permissions offset major:minor inode path" (proc(5)), and Ray's store names
+# its files plasmaXXXXXX, in /dev/shm or, once that is full, in a folder on disk.
+_STORE_FILE = b"/plasma"
+
+
 def _file_behind(address: int) -> _SharedFile | None:
     """Return the object-store file that ``address`` lies in; None for memory of another kind."""
-    with open("/proc/self/maps", "rb") as maps:
-        for line in maps:
-            # "start-end perms offset major:minor inode  path": Ray's store names its files plasmaXXXXXX.
-            if b"/plasma" not in line:
-                continue
-            span, _, file_offset, device, inode = line.split(maxsplit=5)[:5]
-            start, end = (int(part, 16) for part in span.split(b"-"))
-            if start <= address < end:
-                major, minor = (int(part, 16) for part in device.split(b":"))
-                return _SharedFile(
-                    device=os.makedev(major, minor),
-                    inode=int(inode),
-                    offset=int(file_offset, 16) + address - start,
-                )
+    maps = Path("/proc/self/maps").read_bytes()
+    # A process with torch in it has hundreds of mappings: finding the few that matter beats reading line by line.
+    found = maps.find(_STORE_FILE)
+    while found >= 0:
+        line = maps[maps.rfind(b"\n", 0, found) + 1 : found]
+        span, _, file_offset, device, inode = line.split()[:5]
+        start, end = (int(bound, 16) for bound in span.split(b"-"))
+        if start <= address < end:
+            major, minor = (int(part, 16) for part in device.split(b":"))
+            offset = int(file_offset, 16) + address - start
+            return _SharedFile(device=os.makedev(major, minor), inode=int(inode), offset=offset)
+        found = maps.find(_STORE_FILE, found + 1)
     return None
 
 
@@ -152,7 +157,7 @@ def _open_shared(wanted: _SharedFile) -> int | None:
     identity = (wanted.device, wanted.inode)
     known = _known_descriptors.get(identity)
     candidates = [known] if known is not None else []
-    for path in (*candidates, *_descriptor_paths()):
+    for path in chain(candidates, _descriptor_paths()):
         try:
             # Looked at before it is opened: opening one of the raylet's pipes could block.
             if _identity(os.stat(path)) != identity:

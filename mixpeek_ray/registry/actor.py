@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 
-from mixpeek_ray.core.errors import ModelNotFoundError, StorageUnavailableError
-from mixpeek_ray.core.keys import KeyRingSnapshot
-from mixpeek_ray.core.records import (
-    ApiKey,
-    ArchiveContents,
-    DeploymentStatus,
-    ModelState,
-    Namespace,
-    Role,
-    Tier,
-    UploadedArchive,
-    UploadForm,
-)
-from mixpeek_ray.registry.accounts import DEVELOPMENT_ORGANIZATION, Accounts, CreatedKey, load_or_create_secret
-from mixpeek_ray.registry.deployer import Deployer
+from mixpeek_ray.core.records import DeploymentStatus
 from mixpeek_ray.registry.handles import LoadTicket
-from mixpeek_ray.registry.locks import KeyedLocks
-from mixpeek_ray.registry.state import ModelCatalog, ModelKey
-from mixpeek_ray.registry.versions import Versions
-from mixpeek_ray.store import layout
-from mixpeek_ray.store.factory import open_store
-from mixpeek_ray.store.records import RecordStore
+from mixpeek_ray.registry.state import ModelKey
+
+if TYPE_CHECKING:
+    from mixpeek_ray.core.keys import KeyRingSnapshot
+    from mixpeek_ray.core.records import (
+        ApiKey,
+        ArchiveContents,
+        ModelState,
+        Namespace,
+        Role,
+        Tier,
+        UploadedArchive,
+        UploadForm,
+    )
+    from mixpeek_ray.registry.accounts import CreatedKey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,39 +46,19 @@ class ModelRegistry:
     """
 
     async def __init__(self, config: RegistryConfig) -> None:  # type: ignore[misc]  # Ray awaits it
-        self._blobs = open_store(config.store_url)
-        self._records = RecordStore(self._blobs)
-        self._catalog = ModelCatalog()
-        model_locks = KeyedLocks()
-        self._deployer = Deployer(
-            self._catalog, self._records, model_locks, store_url=config.store_url, spool_dir=config.spool_dir
-        )
-        self._versions = Versions(self._catalog, self._records, model_locks, self._deployer)
-        self._accounts = Accounts(self._records, load_or_create_secret(Path(config.secret_path)))
+        # Whoever looks the actor up imports this module for its class: what only the actor needs is imported here,
+        # so that a loader's first call does not pay for it.
+        from mixpeek_ray.registry.parts import RegistryParts
+
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        parts = RegistryParts.restore(config, first_start=not restarted)
+        self._catalog = parts.catalog
+        self._deployer = parts.deployer
+        self._versions = parts.versions
+        self._accounts = parts.accounts
+        self._housekeeper = parts.housekeeper
         self._account_lock = asyncio.Lock()
-        if config.dev_key_path is not None:
-            self._accounts.bootstrap_development(Path(config.dev_key_path))
-        self._restore()
-
-    def _restore(self) -> None:
-        self._catalog.restore(self._records.load_manifests().records)
-        if not ray.get_runtime_context().was_current_actor_reconstructed:
-            # A new platform: no upload can be under way, so what is left over belongs to nobody.
-            self._sweep()
-        for marker in self._records.load_deployments().records:
-            try:
-                self._deployer.resume(marker)
-            except ModelNotFoundError:
-                # A delete that died after its manifest went: finish it.
-                self._records.delete_deployment(marker.namespace_id, marker.model_id)
-
-    def _sweep(self) -> None:
-        self._records.clean_uploads(older_than=timedelta(0))
-        for upload in self._records.list_uploads():
-            self._records.delete_upload(upload.key)
-        for archive_sha256 in self._records.list_archives():
-            if not self._catalog.references(archive_sha256):
-                self._records.delete_archive(archive_sha256)
+        self._housekeeping = asyncio.create_task(self._housekeeper.keep())
 
     # Health
 
@@ -93,11 +67,7 @@ class ModelRegistry:
 
     async def store_answers(self) -> bool:
         """Tell whether the store answers a question now."""
-        try:
-            await asyncio.to_thread(self._blobs.exists, layout.organization_key(DEVELOPMENT_ORGANIZATION))
-        except StorageUnavailableError:
-            return False
-        return True
+        return await asyncio.to_thread(self._housekeeper.store_answers)
 
     # Accounts
 

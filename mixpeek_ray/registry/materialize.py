@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from mixpeek_ray.core import limits
 from mixpeek_ray.core.errors import MixpeekError, StorageUnavailableError
 from mixpeek_ray.core.records import ArchiveContents, ModelFormat, ModelManifest, ResourceRequest
-from mixpeek_ray.formats.inspect import pack_archive
-from mixpeek_ray.formats.sandbox import run_limited
 from mixpeek_ray.store.factory import open_store
 from mixpeek_ray.store.layout import archive_key
 
@@ -27,10 +24,6 @@ if TYPE_CHECKING:
 
 # A worker that dies (out of memory, a lost node, kill -9) is replaced this often before the deploy fails.
 _MAX_RETRIES = 3
-# Private memory a parser may use beyond the files it maps: what hardening.md grants a hostile archive.
-PARSER_MEMORY_BYTES = 256 * limits.MIB
-# A 10 GB archive inflates at 200 MB/s; a third of that on a loaded machine still fits.
-_PACK_SECONDS = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +64,7 @@ def submit(job: MaterializeJob, resources: ResourceRequest, *, name: str) -> tup
 def _materialize(job: MaterializeJob) -> tuple[ArchiveContents, tuple[WeightIndex, NDArray[np.uint8]]]:
     work_dir = Path(tempfile.mkdtemp(prefix="mixpeek-", dir=job.spool_dir))
     try:
-        packed = run_limited(_pack, job, work_dir, memory_bytes=PARSER_MEMORY_BYTES, seconds=_PACK_SECONDS)
+        packed = _pack(job, work_dir)
         data = _map_file(packed.data_path, packed.contents.weights_bytes)
     finally:
         # The mapping outlives the file's name: Ray copies it into the object store from the page cache.
@@ -80,6 +73,8 @@ def _materialize(job: MaterializeJob) -> tuple[ArchiveContents, tuple[WeightInde
 
 
 def _pack(job: MaterializeJob, work_dir: Path) -> PackedArchive:
+    from mixpeek_ray.formats.inspect import pack_archive
+
     store = open_store(job.store_url)
     try:
         stream = store.open_read(archive_key(job.archive_sha256))

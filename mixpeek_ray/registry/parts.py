@@ -1,0 +1,65 @@
+"""What the registry actor is made of, put together from the store's contents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from mixpeek_ray.core.errors import ModelNotFoundError
+from mixpeek_ray.registry.accounts import Accounts, load_or_create_secret
+from mixpeek_ray.registry.actor import RegistryConfig
+from mixpeek_ray.registry.deployer import Deployer
+from mixpeek_ray.registry.housekeeping import Housekeeper
+from mixpeek_ray.registry.locks import KeyedLocks
+from mixpeek_ray.registry.state import ModelCatalog
+from mixpeek_ray.registry.versions import Versions
+from mixpeek_ray.store.factory import open_store
+from mixpeek_ray.store.records import RecordStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryParts:
+    """The actor's collaborators."""
+
+    catalog: ModelCatalog
+    deployer: Deployer
+    versions: Versions
+    accounts: Accounts
+    housekeeper: Housekeeper
+
+    @classmethod
+    def restore(cls, config: RegistryConfig, *, first_start: bool) -> Self:
+        """Return parts that know everything the store holds; deployed models are on their way back.
+
+        Blocks on the store, and must run on the actor's event loop. ``first_start``: this platform just started, so
+        no upload can be under way and left-overs belong to nobody.
+        """
+        records = RecordStore(open_store(config.store_url))
+        catalog = ModelCatalog()
+        catalog.restore(records.load_manifests().records)
+        locks = KeyedLocks()
+        deployer = Deployer(catalog, records, locks, store_url=config.store_url, spool_dir=config.spool_dir)
+        accounts = Accounts(records, load_or_create_secret(Path(config.secret_path)))
+        if config.dev_key_path is not None:
+            accounts.bootstrap_development(Path(config.dev_key_path))
+        housekeeper = Housekeeper(catalog, records)
+        if first_start:
+            housekeeper.sweep()
+        _resume(records, deployer)
+        return cls(
+            catalog=catalog,
+            deployer=deployer,
+            versions=Versions(catalog, records, locks, deployer),
+            accounts=accounts,
+            housekeeper=housekeeper,
+        )
+
+
+def _resume(records: RecordStore, deployer: Deployer) -> None:
+    for marker in records.load_deployments().records:
+        try:
+            deployer.resume(marker)
+        except ModelNotFoundError:
+            # A delete that died after its manifest went: finish it.
+            records.delete_deployment(marker.namespace_id, marker.model_id)
