@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from mixpeek_ray.api.ports import Platform, PlatformHealth
-from mixpeek_ray.api.schemas import HealthData, HealthErrors, HealthResponse, LivenessResponse
+from mixpeek_ray.api.schemas import ErrorResponse, HealthData, HealthErrors, HealthResponse, LivenessResponse
 from mixpeek_ray.core.logs import get_logger
 
 _log = get_logger("api.health")
@@ -24,7 +24,7 @@ _NOTHING_ANSWERS = PlatformHealth(
 
 def build_health_router(platform: Platform) -> APIRouter:
     """Return ``/v1/health`` and ``/v1/health/liveness``, which need no key."""
-    router = APIRouter(prefix="/v1/health", tags=["Health"])
+    router = APIRouter(prefix="/v1/health", tags=["Health"], responses={422: {"model": ErrorResponse}})
     started_s = time.monotonic()
     platform_version = version("mixpeek-ray")
 
