@@ -93,7 +93,7 @@ class GzipReader:
         while not self._inflater.eof:
             data = b""
             if self._inflater.needs_input:
-                data = self._read()
+                data = self._read() if self._read_bytes else self._read_start()
                 if not data:
                     raise CorruptArchiveError("The archive is truncated: pack and upload it again.")
             try:
@@ -107,12 +107,21 @@ class GzipReader:
                 return bytes(out)
         return b""
 
+    def _read_start(self) -> bytes:
+        data = self._read()
+        # A stream may return less than it was asked for.
+        while 0 < len(data) < len(_MAGIC) and (more := self._read()):
+            data += more
+        if not data:
+            raise EmptyArchiveError("The file is empty: upload a gzip-compressed tar (`tar czf model.tar.gz ...`).")
+        if not data.startswith(_MAGIC):
+            raise NotTarGzError("The file is not gzip: upload a gzip-compressed tar (`tar czf model.tar.gz ...`).")
+        return data
+
     def _read(self) -> bytes:
         if time.monotonic() > self._deadline:
             raise DecompressionLimitError(f"The archive takes longer than {self._limits.seconds:.0f} s to unpack.")
         data = self._stream.read(_READ_BYTES)
-        if self._read_bytes == 0:
-            _check_start(data)
         if self._digest is not None:
             self._digest.update(data)
         self._read_bytes += len(data)
@@ -130,13 +139,6 @@ class GzipReader:
                 f"The archive unpacks to more than {self._limits.inflate_ratio} times its size: real weights do not "
                 "compress so well."
             )
-
-
-def _check_start(data: bytes) -> None:
-    if not data:
-        raise EmptyArchiveError("The file is empty: upload a gzip-compressed tar (`tar czf model.tar.gz ...`).")
-    if not data.startswith(_MAGIC):
-        raise NotTarGzError("The file is not gzip: upload a gzip-compressed tar (`tar czf model.tar.gz ...`).")
 
 
 def _require_zeros(data: memoryview, where: str) -> None:

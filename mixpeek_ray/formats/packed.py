@@ -120,7 +120,8 @@ def view(index: WeightIndex, buffer: Buffer) -> OrderedDict[str, torch.Tensor]:
 
     # By way of NumPy a tensor costs half of what torch.frombuffer and Tensor.view take (0.9 against 2.8 us).
     carriers, array, from_numpy = _carriers(), np.ndarray, torch.from_numpy
-    memory: Any = buffer
+    # Torch and ndarray() keep the buffer's object alive, but only a memoryview keeps it from being closed or resized.
+    memory = np.asarray(memoryview(buffer).cast("B"))
     starts, sizes = index.storage_starts, index.storage_sizes
     shared: dict[int, torch.UntypedStorage] = {}
     weights: OrderedDict[str, torch.Tensor] = OrderedDict()
@@ -141,12 +142,12 @@ def view(index: WeightIndex, buffer: Buffer) -> OrderedDict[str, torch.Tensor]:
     return weights
 
 
-def _view_storage(buffer: Buffer, start: int, size: int) -> torch.UntypedStorage:
+def _view_storage(memory: np.ndarray[Any, np.dtype[np.uint8]], start: int, size: int) -> torch.UntypedStorage:
     import torch
 
     if size == 0:
         return torch.empty(0, dtype=torch.uint8).untyped_storage()
-    return torch.frombuffer(buffer, dtype=torch.uint8, count=size, offset=start).untyped_storage()
+    return torch.from_numpy(memory[start : start + size]).untyped_storage()
 
 
 def _plain_tensors(state_dict: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:

@@ -61,7 +61,9 @@ def scan(data: bytes, *, pickles: int = 1) -> list[StorageClaim]:
             _DryUnpickler(stream, findings).load()
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         _refuse_unsafe(findings)
-        raise InvalidWeightsError("The PyTorch file cannot be used: its pickle is damaged.") from None
+        raise InvalidWeightsError(
+            "The PyTorch file cannot be used: its pickle is damaged, or it is no PyTorch file."
+        ) from None
     _refuse_unsafe(findings)
     return findings.claims
 
