@@ -52,6 +52,6 @@ def _reason(data: bytes, error: ValidationError) -> str:
     schema = envelope.get("schema") if isinstance(envelope, dict) else None
     if isinstance(schema, int) and schema > SCHEMA_VERSION:
         return f"it has schema {schema}, newer than {SCHEMA_VERSION}; upgrade mixpeek-ray"
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{first['msg']} ({where[:120]!a}); restore it from a backup or delete it"

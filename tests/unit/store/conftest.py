@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,10 +13,6 @@ import boto3
 import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import BaseWSGIServer, make_server
-
-_SLOW_DOWN = (
-    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-)
 
 
 class S3Server:
@@ -25,9 +22,8 @@ class S3Server:
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server: BaseWSGIServer | None = None
         self._port = 0
-        # This many further requests are answered with 503 SlowDown.
-        self.throttle = 0
-        self.throttled = 0
+        # The next requests are answered with these errors, each a status line and S3's code.
+        self.faults: deque[tuple[str, str]] = deque()
         self.start()
 
     @property
@@ -46,13 +42,12 @@ class S3Server:
             self._server = None
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if self.throttle > 0:
-            self.throttle -= 1
-            self.throttled += 1
-            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start_response("503 Slow Down", [("Content-Type", "application/xml")])
-            return [_SLOW_DOWN]
-        return self._app(environ, start_response)
+        if not self.faults:
+            return self._app(environ, start_response)
+        status, code = self.faults.popleft()
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        start_response(status, [("Content-Type", "application/xml")])
+        return [f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()]
 
 
 class Bucket:
@@ -95,7 +90,7 @@ def s3_server(_running_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterato
     }.items():
         monkeypatch.setenv(name, value)
     yield _running_s3
-    _running_s3.throttle = 0
+    _running_s3.faults.clear()
 
 
 @pytest.fixture
