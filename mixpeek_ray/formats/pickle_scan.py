@@ -30,6 +30,11 @@ _ALLOWED = re.compile(
     re.ASCII,
 )
 _MAX_NAMED = 3
+# What unpickling raises on bytes that are no pickle; the last two for lengths and memo slots beyond all memory.
+_DAMAGED = (
+    pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, RecursionError,
+    OverflowError, MemoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +64,7 @@ def scan(data: bytes, *, pickles: int = 1) -> list[StorageClaim]:
     try:
         for _ in range(pickles):
             _DryUnpickler(stream, findings).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+    except _DAMAGED:
         _refuse_unsafe(findings)
         raise InvalidWeightsError(
             "The PyTorch file cannot be used: its pickle is damaged, or it is no PyTorch file."

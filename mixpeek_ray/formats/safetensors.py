@@ -32,7 +32,7 @@ _DTYPES = {
     "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu",
     "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64",
 }  # fmt: skip
-_SUB_BYTE_DTYPES = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
+_SUB_BYTE_DTYPES = ("F4", "F6_E2M3", "F6_E3M2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +115,9 @@ def _parse_entry(name: str, entry: object) -> _Entry:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         _refuse(f"{shown(name)} must have exactly dtype, shape and data_offsets")
     dtype_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype_name in _SUB_BYTE_DTYPES:
-        _refuse(f"{shown(name)} has the dtype {dtype_name}, whose elements are smaller than a byte; save it as U8")
     if not isinstance(dtype_name, str) or dtype_name not in _DTYPES:
-        _refuse(f"{shown(name)} has the unknown dtype {shown(dtype_name)}")
+        hint = ", whose elements are smaller than a byte; save it as U8" if dtype_name in _SUB_BYTE_DTYPES else ""
+        _refuse(f"{shown(name)} has the dtype {shown(dtype_name)}, which is not supported{hint}")
     if not _are_sizes(shape, at_most=MAX_RANK):
         _refuse(f"{shown(name)} has a shape that is no list of up to {MAX_RANK} sizes")
     if not _are_sizes(offsets, at_most=2) or len(offsets) != 2 or offsets[0] > offsets[1]:

@@ -35,6 +35,7 @@ _MAX_REPLY_BYTES = 64 * MIB
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL")
 # Threads would not survive the fork.
 _FIXED_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_CRASHED = "The weight file crashes its reader: save it again, or use safetensors."
 _BOOTSTRAP = "from mixpeek_ray.formats.sandbox_server import main; main()"
 
 
@@ -64,9 +65,20 @@ def run_limited(
         raise DecompressionLimitError(f"The weights take longer than {seconds:.0f} s to check: upload a smaller model.")
     if len(reply) == TRAILER.size:
         logger.warning("A sandboxed check ended by signal %d.", signal_number)
-        raise InvalidWeightsError("The weight file crashes its reader: save it again, or use safetensors.")
-    result: _Result = _unwrap(_RestrictedUnpickler(io.BytesIO(reply[: -TRAILER.size])).load())
+        raise InvalidWeightsError(_CRASHED)
+    result: _Result = _unwrap(_read_outcome(reply[: -TRAILER.size]))
     return result
+
+
+def _read_outcome(reply: bytes) -> Outcome:
+    try:
+        outcome = _RestrictedUnpickler(io.BytesIO(reply)).load()
+    except Exception as error:  # a reply that a hostile file forged may raise anything
+        logger.warning("A sandboxed check sent a reply that cannot be read.", exc_info=True)
+        raise InvalidWeightsError(_CRASHED) from error
+    if not isinstance(outcome, Outcome):
+        raise InvalidWeightsError(_CRASHED)
+    return outcome
 
 
 def _unwrap(outcome: Outcome) -> Any:

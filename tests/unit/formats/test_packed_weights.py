@@ -64,6 +64,7 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
     return tensor.transpose(0, -1) if tensor.dim() > 1 and draw(st.booleans()) else tensor
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 @given(st.dictionaries(st.text(max_size=12), tensors(), max_size=6))
 def test_any_tensors_round_trip(tmp_path: Path, state_dict: dict[str, torch.Tensor]) -> None:

@@ -1,0 +1,174 @@
+"""From an archive to its description or its packed weights, and nothing left behind (hardening.md row 13)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import resource
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from mixpeek_ray.core.errors import (
+    CorruptArchiveError,
+    CorruptStoreError,
+    DecompressionLimitError,
+    FormatMismatchError,
+    InvalidWeightsError,
+    MixpeekError,
+    UnsafePickleError,
+    UnsupportedFormatError,
+)
+from mixpeek_ray.core.limits import MIB
+from mixpeek_ray.core.records import FileInfo, ModelFormat
+from mixpeek_ray.formats.inspect import inspect_archive, pack_archive
+from mixpeek_ray.formats.packed import view
+
+Build = Callable[..., bytes]
+MODEL = torch.nn.Linear(768, 256)
+
+
+@pytest.fixture
+def work_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return folder
+
+
+def weights_of(model_format: ModelFormat, torch_file: Build) -> tuple[str, bytes]:
+    if model_format is ModelFormat.PYTORCH:
+        return "my_model.pt", torch_file(MODEL.state_dict())
+    return "my_model.safetensors", safetensors.torch.save(dict(MODEL.state_dict()))
+
+
+@pytest.mark.parametrize("model_format", [ModelFormat.PYTORCH, ModelFormat.SAFETENSORS])
+def test_inspecting_describes_the_weights(
+    model_format: ModelFormat, build_tgz: Build, torch_file: Build, work_dir: Path
+) -> None:
+    name, content = weights_of(model_format, torch_file)
+    archive = build_tgz({"README.md": b"hi", f"sub/{name}": content, f"sub/._{name}": b"AppleDouble"})
+    contents = inspect_archive(io.BytesIO(archive), model_format, work_dir)
+    assert contents.files == (
+        FileInfo(path="README.md", size_bytes=2),
+        FileInfo(path=f"sub/{name}", size_bytes=len(content)),
+        FileInfo(path=f"sub/._{name}", size_bytes=11),
+    )
+    assert (contents.tensor_count, contents.parameter_count) == (2, 768 * 256 + 256)
+    assert (contents.dtypes, contents.weights_bytes) == (("float32",), 4 * (768 * 256 + 256))
+    assert list(work_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("model_format", [ModelFormat.PYTORCH, ModelFormat.SAFETENSORS])
+def test_packing_leaves_the_packed_weights_alone(
+    model_format: ModelFormat, build_tgz: Build, torch_file: Build, work_dir: Path
+) -> None:
+    archive = build_tgz(dict([weights_of(model_format, torch_file)]))
+    packed = pack_archive(
+        io.BytesIO(archive), model_format, work_dir, expected_sha256=hashlib.sha256(archive).hexdigest()
+    )
+    assert list(work_dir.iterdir()) == [packed.data_path]
+    weights = view(packed.index, bytearray(packed.data_path.read_bytes()))
+    assert torch.equal(weights["weight"], MODEL.weight)
+    assert packed.contents == inspect_archive(io.BytesIO(archive), model_format, work_dir)
+
+
+def test_tied_weights_count_once(build_tgz: Build, torch_file: Build, work_dir: Path) -> None:
+    tied = torch.zeros(10)
+    archive = build_tgz({"m.bin": torch_file({"a": tied, "b": tied, "c": torch.zeros(3, dtype=torch.bfloat16)})})
+    contents = inspect_archive(io.BytesIO(archive), ModelFormat.PYTORCH, work_dir)
+    assert (contents.tensor_count, contents.parameter_count) == (3, 13)
+    assert contents.dtypes == ("bfloat16", "float32")
+
+
+MISMATCHES = {
+    "no weight file": ([], "README"),
+    "two candidates": (["a.pt", "b.pth"], "'a.pt', 'b.pth'"),
+    "another format": (["model.safetensors"], "'model.safetensors' looks like a safetensors file"),
+    "another format beside it": (["a.pt", "model.onnx"], "'a.pt', 'model.onnx'"),
+    "an AppleDouble file alone": (["._a.pt"], r"\._a\.pt"),
+}
+
+
+@pytest.mark.parametrize(("names", "said"), MISMATCHES.values(), ids=MISMATCHES.keys())
+def test_exactly_one_weight_file(names: list[str], said: str, build_tgz: Build, work_dir: Path) -> None:
+    archive = build_tgz(dict.fromkeys(["README", "config.json", *names], b"x"))
+    with pytest.raises(FormatMismatchError, match=said):
+        inspect_archive(io.BytesIO(archive), ModelFormat.PYTORCH, work_dir)
+    assert list(work_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("model_format", [ModelFormat.ONNX, ModelFormat.HUGGINGFACE])
+def test_formats_to_come_are_refused_before_reading(model_format: ModelFormat, work_dir: Path) -> None:
+    stream = io.BytesIO(b"never read")
+    with pytest.raises(UnsupportedFormatError, match="safetensors"):
+        inspect_archive(stream, model_format, work_dir)
+    assert stream.tell() == 0
+
+
+@pytest.mark.parametrize("function", [inspect_archive, pack_archive])
+def test_bad_weights_leave_nothing(
+    function: Callable[..., object], build_tgz: Build, torch_file: Build, touch_canary: type, work_dir: Path
+) -> None:
+    good = torch_file({"x": torch.zeros(4)})
+    canary = work_dir.parent / "canary"
+    cases: dict[type[MixpeekError], bytes] = {
+        UnsafePickleError: build_tgz({"m.pt": torch_file(touch_canary(canary))}),
+        InvalidWeightsError: build_tgz({"m.pt": torch_file({"x": torch.zeros(1).expand(10**9)})}),
+        CorruptArchiveError: build_tgz({"m.pt": good})[:-5],
+        DecompressionLimitError: build_tgz({"m.pt": bytes(80 * MIB)}),
+    }
+    for error, archive in cases.items():
+        with pytest.raises(error):
+            function(io.BytesIO(archive), ModelFormat.PYTORCH, work_dir)
+        assert list(work_dir.iterdir()) == []
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("function", [inspect_archive, pack_archive])
+def test_a_changed_archive_leaves_nothing(
+    function: Callable[..., object], build_tgz: Build, torch_file: Build, work_dir: Path
+) -> None:
+    archive = build_tgz({"m.pt": torch_file({"x": torch.zeros(4)})})
+    with pytest.raises(CorruptStoreError):
+        function(io.BytesIO(archive), ModelFormat.PYTORCH, work_dir, expected_sha256="0" * 64)
+    assert list(work_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "program", [b"\x80\x02" + b"]" * (7 * MIB) + b".", b"\x80\x02r" + b"\xff\xff\xff\x7f" + b"."], ids=["lists", "memo"]
+)
+def test_pickle_bombs_end_in_time_and_memory(
+    program: bytes, build_tgz: Build, torch_file: Build, work_dir: Path
+) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+    started = time.monotonic()
+    before = peak_bytes()
+    with pytest.raises((InvalidWeightsError, FormatMismatchError, UnsafePickleError, DecompressionLimitError)):
+        inspect_archive(io.BytesIO(build_tgz({"m.pt": buffer.getvalue()})), ModelFormat.PYTORCH, work_dir)
+    assert time.monotonic() - started < 10
+    assert peak_bytes() - before < 128 * MIB
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    build_tgz: Build, torch_file: Build, work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("mixpeek_ray.formats.tarball.os.write", full)
+    with pytest.raises(MixpeekError) as caught:
+        inspect_archive(io.BytesIO(build_tgz({"m.pt": b"x"})), ModelFormat.PYTORCH, work_dir)
+    assert caught.value.code == "disk_full"
+    assert list(work_dir.iterdir()) == []
