@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -52,9 +53,7 @@ class Platform:
     def prepare(cls, home: Path, **settings: str) -> Platform:
         """Return a platform with a home and ports of its own, not started yet."""
         port = free_port()
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MIXPEEK_"))
-        }
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MIXPEEK_"))}
         environment |= {
             "MIXPEEK_HOME": str(home),
             "MIXPEEK_PORT": str(port),
@@ -116,12 +115,9 @@ class Platform:
 
     def ray_environment(self) -> dict[str, str]:
         """Return the variables that make a process part of this platform's cluster."""
-        return {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.home / "ray-auth-token"),
-            "RAY_ADDRESS": self.state["gcs_address"],
-            "RAY_API_SERVER_ADDRESS": self.state["dashboard_url"],
-        }
+        lines = (self.home / "env").read_text().splitlines()
+        words = (shlex.split(line.removeprefix("export "))[0] for line in lines)
+        return dict(word.split("=", 1) for word in words)
 
     def python(self, code: str, *arguments: str, timeout_s: float = 120, **variables: str) -> str:
         """Run a Python program as a driver on this cluster and return what it printed."""
