@@ -29,6 +29,8 @@ _GRPC_PORTS = 64
 _LONGEST_UPLOAD_S = 1_800
 # The app closes an idle upload first (MIXPEEK_IDLE_TIMEOUT_S) and says why; this is the net below.
 _CLIENT_TIMEOUT_FACTOR = 4
+# A killed HAProxy is out for three missed checks and the 2 s that its manager takes to start.
+_PROXY_CHECK_PERIOD_S = 0.4
 _MAX_HAPROXY_THREADS = 4
 
 
@@ -104,9 +106,7 @@ def platform_environment(
         "MIXPEEK_HOME": str(paths.home),
         "MIXPEEK_HOST": settings.host,
         "MIXPEEK_PORT": str(settings.port),
-        **auth_environment(paths),
-        # Despite its name: "this is one machine", so that Ray listens on loopback only.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        **join_environment(paths),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     if haproxy:
@@ -114,9 +114,15 @@ def platform_environment(
     return environment
 
 
-def auth_environment(paths: RunPaths) -> dict[str, str]:
-    """Return what a process needs to join the platform's Ray cluster."""
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(paths.token)}
+def join_environment(paths: RunPaths) -> dict[str, str]:
+    """Return what every process of the platform's Ray cluster needs, drivers that join it included."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(paths.token),
+        # Despite its name: "this is one machine". Ray then listens on loopback, and a driver without it would look
+        # for 127.0.0.1 at the machine's public address.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
 
 
 def shell_exports(paths: RunPaths, ready: Ready) -> dict[str, str]:
@@ -127,7 +133,7 @@ def shell_exports(paths: RunPaths, ready: Ready) -> dict[str, str]:
         "RAY_ADDRESS": ready.gcs_address,
         "RAY_API_SERVER_ADDRESS": ready.dashboard_url,
         "RAY_DASHBOARD_ADDRESS": ready.dashboard_url,
-        **auth_environment(paths),
+        **join_environment(paths),
     }
 
 
@@ -141,8 +147,7 @@ def _haproxy_environment(settings: Settings, paths: RunPaths, ports: PortBlock) 
         f"{prefix}THROUGHPUT_OPTIMIZED": 1,
         # On one machine nothing in front needs half a minute to notice that a replica goes.
         f"{direct}MIN_DRAINING_PERIOD_S": 0.5,
-        # A killed HAProxy is out for three missed checks.
-        f"{prefix}PROXY_HEALTH_CHECK_PERIOD_S": 1,
+        f"{prefix}PROXY_HEALTH_CHECK_PERIOD_S": _PROXY_CHECK_PERIOD_S,
         f"{prefix}PROXY_HEALTH_CHECK_TIMEOUT_S": 5,
         f"{haproxy}BINARY_PATH": str(paths.haproxy_script),
         f"{haproxy}CONFIG_FILE_LOC": str(paths.haproxy / "haproxy.cfg"),

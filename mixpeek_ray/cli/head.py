@@ -6,6 +6,7 @@ restarts it when it ends by itself: a driver does not survive the loss of its Ra
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> int:
     send(events, Progress(step="Starting Ray"))
     import ray
 
+    _free_agent_port()
     paths = RunPaths.of(settings.home_path)
     context = ray.init(
         address="local",
@@ -78,6 +80,14 @@ def main(argv: list[str]) -> int:
     send(events, Failed(message="Ray's own processes ended."))
     # A regular exit would wait for the lost processes.
     os._exit(EXIT_RAY_LOST)
+
+
+def _free_agent_port() -> None:
+    # `ray.init` has no argument for it: Ray's agent wants port 52365, and where another cluster has it, runs without
+    # its HTTP server and so without jobs. 0 lets it choose.
+    from ray._private import parameter
+
+    parameter.RayParams = functools.partial(parameter.RayParams, dashboard_agent_listen_port=0)
 
 
 def _stop(signum: int, frame: object) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mixpeek_ray.cli import state
-from mixpeek_ray.cli.environment import auth_environment
+from mixpeek_ray.cli.environment import join_environment
 from mixpeek_ray.cli.paths import RunPaths
 from mixpeek_ray.core.errors import MixpeekError
 from mixpeek_ray.core.records import ApiKey, Role
@@ -91,7 +91,7 @@ def _cluster() -> Iterator[None]:
         typer.echo(f"No platform runs in {paths.home}: start it with `mixpeek-ray up`.", err=True)
         raise typer.Exit(1)
     # Ray reads these while it is imported.
-    os.environ.update(auth_environment(paths))
+    os.environ.update(join_environment(paths))
     import ray
 
     ray.init(address=running.gcs_address, log_to_driver=False, logging_level="ERROR")

@@ -12,7 +12,12 @@ from pydantic import ValidationError
 from mixpeek_ray.cli import keys
 from mixpeek_ray.core.settings import Settings, get_settings
 
-app = typer.Typer(help="Run and manage a Mixpeek model platform.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Run and manage a Mixpeek model platform.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 app.add_typer(keys.app, name="keys")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -18,6 +18,8 @@ from mixpeek_ray.cli.processes import adopt_orphans, kill_descendants
 # What a restart can cure, a few cure; more only hide a machine in trouble.
 MAX_RESTARTS = 5
 RESTART_WINDOW_S = 600.0
+# What the Python of this environment runs as the head process.
+HEAD_MODULE = ("-m", "mixpeek_ray.cli.head")
 _FIRST_BACKOFF_S = 1.0
 _MAX_BACKOFF_S = 30.0
 # `ray.shutdown` takes 1.5 s; after this the rest is killed.
@@ -88,7 +90,7 @@ class Supervisor:
         events_read, events_write = os.pipe()
         with open(self._head.log, "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "mixpeek_ray.cli.head", str(events_write), *self._head.arguments],
+                [sys.executable, *HEAD_MODULE, str(events_write), *self._head.arguments],
                 env=dict(self._head.environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
