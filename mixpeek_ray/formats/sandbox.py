@@ -81,6 +81,15 @@ def _read_outcome(reply: bytes) -> Outcome:
     return outcome
 
 
+def warm_up() -> None:
+    """Start this process's sandbox server, so that the first call does not wait for its import of torch."""
+    run_limited(_nothing, memory_bytes=64 * MIB, seconds=_START_S)
+
+
+def _nothing() -> None:
+    """Be called."""
+
+
 def _unwrap(outcome: Outcome) -> Any:
     if outcome.traceback is not None:
         logger.error("A sandboxed check failed in an unforeseen way:\n%s", outcome.traceback)

@@ -9,18 +9,20 @@ from typing import Any, Self
 
 import ray
 
-from mixpeek_ray.api.ports import DeployResult, PlatformHealth, UploadResult
 from mixpeek_ray.core.errors import InvalidApiKeyError, MixpeekError, RegistryUnavailableError
 from mixpeek_ray.core.keys import KeyRing
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.records import (
     ArchiveContents,
     DeploymentStatus,
+    DeployResult,
     ModelState,
     Namespace,
+    PlatformHealth,
     Principal,
     UploadedArchive,
     UploadForm,
+    UploadResult,
 )
 from mixpeek_ray.core.settings import Settings
 from mixpeek_ray.registry.bootstrap import ensure_inspector, ensure_registry

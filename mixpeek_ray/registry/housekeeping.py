@@ -13,8 +13,8 @@ from mixpeek_ray.store.records import RecordStore
 _log = get_logger(__name__)
 
 _PERIOD_S = 60.0
-# From an upload's last byte to its commit lies one check of the archive: seconds. An hour is never a live one.
-_UPLOAD_LIFETIME = timedelta(hours=1)
+# Longer than the slowest upload: S3 does not tell a live writer from a dead one (a local store does, by its lock).
+_UPLOAD_LIFETIME = timedelta(days=1)
 
 
 class Housekeeper:
@@ -32,11 +32,16 @@ class Housekeeper:
             return False
         return True
 
-    def sweep(self) -> None:
-        """Remove every left-over; only when no upload can be under way."""
+    def sweep(self, *, archives: bool) -> None:
+        """Remove every left-over; only when no upload can be under way.
+
+        ``archives``: also those that no manifest names. Wrong while a manifest cannot be read: it may name one.
+        """
         self._records.discard_abandoned(timedelta(0))
         for upload in self._records.list_uploads():
             self._records.delete_upload(upload.key)
+        if not archives:
+            return
         for archive_sha256 in self._records.list_archives():
             if not self._catalog.references(archive_sha256):
                 self._records.delete_archive(archive_sha256)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 from mixpeek_ray.core.errors import StorageUnavailableError
 from mixpeek_ray.core.records import ArchiveContents, ModelFormat
 from mixpeek_ray.formats.inspect import inspect_archive
+from mixpeek_ray.formats.sandbox import warm_up
 from mixpeek_ray.store.factory import open_store
 
 INSPECTOR_NAME = "ArchiveInspector"
@@ -22,6 +24,8 @@ class ArchiveInspector:
     def __init__(self, *, store_url: str, spool_dir: str | None) -> None:
         self._store = open_store(store_url)
         self._spool_dir = spool_dir
+        # The first user's upload should not wait for the sandbox to import torch.
+        threading.Thread(target=warm_up, daemon=True).start()
 
     def inspect(self, temporary_key: str, model_format: ModelFormat) -> ArchiveContents:
         """Return what the archive under ``temporary_key`` holds. Raises ``ArchiveRefusedError``."""

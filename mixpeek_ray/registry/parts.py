@@ -37,7 +37,8 @@ class RegistryParts:
         """
         records = RecordStore(open_store(config.store_url))
         catalog = ModelCatalog()
-        catalog.restore(records.load_manifests().records)
+        manifests = records.load_manifests()
+        catalog.restore(manifests.records)
         locks = KeyedLocks()
         deployer = Deployer(catalog, records, locks, store_url=config.store_url, spool_dir=config.spool_dir)
         accounts = Accounts(records, load_or_create_secret(Path(config.secret_path)))
@@ -45,7 +46,7 @@ class RegistryParts:
             accounts.bootstrap_development(Path(config.dev_key_path))
         housekeeper = Housekeeper(catalog, records)
         if first_start:
-            housekeeper.sweep()
+            housekeeper.sweep(archives=not manifests.problems)
         _resume(records, deployer)
         return cls(
             catalog=catalog,
