@@ -130,6 +130,19 @@ def test_bad_weights_leave_nothing(
     assert not canary.exists()
 
 
+def test_a_killed_packing_leaves_nothing(
+    build_tgz: Build, torch_file: Build, work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_function: object, _format: object, _path: Path, data_path: Path, **_: object) -> None:
+        data_path.write_bytes(b"half")
+        raise DecompressionLimitError("too slow")
+
+    monkeypatch.setattr("mixpeek_ray.formats.inspect.run_limited", killed)
+    with pytest.raises(DecompressionLimitError):
+        pack_archive(io.BytesIO(build_tgz({"m.pt": b"x"})), ModelFormat.PYTORCH, work_dir)
+    assert list(work_dir.iterdir()) == []
+
+
 @pytest.mark.parametrize("function", [inspect_archive, pack_archive])
 def test_a_changed_archive_leaves_nothing(
     function: Callable[..., object], build_tgz: Build, torch_file: Build, work_dir: Path

@@ -28,9 +28,10 @@ from mixpeek_ray.core.errors import (
     UnsafeEntryError,
     UnsafePathError,
 )
-from mixpeek_ray.core.limits import KIB, MIB
+from mixpeek_ray.core.limits import GIB, KIB, MIB
 from mixpeek_ray.core.records import FileInfo
 from mixpeek_ray.formats.gzip_reader import ArchiveLimits
+from mixpeek_ray.formats.tar_header import PaxRecords, merge, parse_header
 from mixpeek_ray.formats.tarball import extract
 
 END = bytes(1024)
@@ -126,6 +127,13 @@ def test_git_archives_have_a_global_comment(target: Path) -> None:
 def test_extended_names_and_sizes_apply(target: Path) -> None:
     tar = pax(path="renamed", size="3") + member(b"x", b"123") + member(b"L", b"long\0", b"L") + member(b"y") + END
     assert [file.path for file in unpack(tar, target)] == ["renamed", "long"]
+
+
+@pytest.mark.parametrize("size_field", [b"00000000000\0", b"\x80" + (9 * GIB).to_bytes(11, "big")])
+def test_sizes_beyond_the_octal_field(size_field: bytes) -> None:
+    # Python and GNU tar write zero there and the size in an extended header; others write GNU's base-256 as well.
+    plain = parse_header(header(b"x", size_field), first=False)
+    assert merge(plain, PaxRecords(size=9 * GIB), None).size == 9 * GIB
 
 
 def test_ustar_prefixes_apply(target: Path) -> None:
@@ -276,6 +284,13 @@ def test_a_changed_archive_is_the_stores_fault(build_tgz: Callable[..., bytes], 
     archive[position] ^= 0xFF
     with pytest.raises(CorruptStoreError):
         extract(io.BytesIO(archive), tmp_path / "damaged", expected_sha256=expected)
+
+
+def test_a_refused_archive_is_not_the_stores_fault(target: Path) -> None:
+    # Long enough that most of it is unread when the first name is refused.
+    archive = gzip.compress(member(b"../x", os.urandom(4 * MIB)) + END, compresslevel=1)
+    with pytest.raises(UnsafePathError):
+        extract(io.BytesIO(archive), target, expected_sha256=hashlib.sha256(archive).hexdigest())
 
 
 def test_other_zeros_at_the_end_are_noticed(build_tgz: Callable[..., bytes], target: Path) -> None:
