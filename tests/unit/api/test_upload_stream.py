@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import hashlib
 import json
@@ -11,6 +12,7 @@ import time
 
 import pytest
 
+from mixpeek_ray.api.upload import received_upload
 from mixpeek_ray.core.errors import DiskFullError, RegistryUnavailableError, StorageUnavailableError
 from mixpeek_ray.store.memory_store import MemoryStore
 
@@ -62,6 +64,7 @@ class SlowStore(MemoryStore):
         if not stalled:
             self.go.set()
         self.failure = failure
+        self.failed = threading.Semaphore(0)
         self.aborted = 0
         self.writers: set[str] = set()
 
@@ -73,7 +76,8 @@ class SlowStore(MemoryStore):
                 store.writers.add(threading.current_thread().name)
                 assert store.go.wait(30)
                 if store.failure is not None:
-                    raise store.failure
+                    store.failed.release()
+                    raise type(store.failure)(*store.failure.args)
                 writer.write(chunk)
 
             def commit(self):
@@ -289,7 +293,7 @@ async def test_a_commit_that_fails_leaves_nothing(api, exchange, failure):
         (RuntimeError("bug"), (500, "internal_error")),
     ],
 )
-async def test_a_store_that_fails_is_answered_at_once(make_api, exchange, failure, answer, caplog):
+async def test_a_store_that_fails_is_answered_at_once(make_api, exchange, failure, answer):
     store = SlowStore(failure)
     api = make_api(store=store, max_upload_bytes=1024 * MIB)
     request = exchange(api.app, "POST", PATH, HEADERS, _file_of_64_mib())
@@ -298,8 +302,36 @@ async def test_a_store_that_fails_is_answered_at_once(make_api, exchange, failur
     assert request.read_bytes <= 5 * MIB
     assert store.aborted >= 1
     assert api.kept() == set()
+
+
+async def test_two_batches_that_fail_are_one_failure(caplog):
+    store = SlowStore(StorageUnavailableError("The store does not answer."))
+
+    async def body():
+        yield FILE_HEAD
+        yield bytes(MIB)
+        yield bytes(MIB)
+        # Holds the loop on purpose, so that it learns of both failures in one turn.
+        assert store.failed.acquire(timeout=10)
+        assert store.failed.acquire(timeout=10)
+        yield bytes(MIB)
+
+    with contextlib.suppress(StorageUnavailableError):
+        async with received_upload(
+            body(), HEADERS["Content-Type"], store=store, key="uploads/0", max_archive_bytes=64 * MIB
+        ):
+            pytest.fail("the store failed")
     gc.collect()
     assert not [record for record in caplog.records if record.name == "asyncio"], "an exception nobody looked at"
+
+
+@pytest.mark.parametrize("body", [_form(b"weights")[:-4], _form(b"weights")[:-200], FIELDS + END, b"", b"garbage"])
+async def test_half_a_form_is_none(api, exchange, body):
+    request = exchange(api.app, "POST", PATH, HEADERS, _stream(body))
+    await request.run()
+    assert _error(request) == (400, "invalid_multipart")
+    assert api.kept() == set()
+    assert "commit_upload" not in api.platform.calls
 
 
 @pytest.mark.parametrize("tuning", [{}, TUNING_HEADERS])
