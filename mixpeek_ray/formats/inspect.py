@@ -14,6 +14,7 @@ from typing import BinaryIO
 from mixpeek_ray.core.limits import GIB, MIB
 from mixpeek_ray.core.records import ArchiveContents, FileInfo, ModelFormat
 from mixpeek_ray.formats.base import find_weight_file
+from mixpeek_ray.formats.in_place import index_in_place
 from mixpeek_ray.formats.packed import DTYPE_NAMES, WeightIndex, pack, plan
 from mixpeek_ray.formats.registry import get_format
 from mixpeek_ray.formats.sandbox import run_limited
@@ -53,25 +54,27 @@ def inspect_archive(
 def pack_archive(
     stream: BinaryIO, model_format: ModelFormat, work_dir: Path, *, expected_sha256: str | None = None
 ) -> PackedArchive:
-    """Return the archive's weights, packed into a new file in ``work_dir`` that is then the caller's to remove.
+    """Return the archive's weights, packed in one file in ``work_dir`` that is then the caller's to remove.
 
-    Needs disk for the unpacked files and the packed ones at once; only the latter remain. Raises what
-    ``inspect_archive`` does, and then leaves nothing.
+    Needs disk for the unpacked files and, where their layout does not serve as it is, for the packed ones at once.
+    Raises what ``inspect_archive`` does, and then leaves nothing.
     """
+    data_path = work_dir / f"packed-{secrets.token_hex(8)}"
     with _extracted(stream, model_format, work_dir, expected_sha256) as (path, files):
-        data_path = work_dir / f"packed-{secrets.token_hex(8)}"
         size = path.stat().st_size
         try:
-            index = run_limited(
+            index, in_place = run_limited(
                 _pack,
                 model_format,
                 path,
                 data_path,
                 memory_bytes=size + _MEMORY_BYTES,
-                # Aligning adds up to 63 bytes a tensor, of which takes about as many in the file's own headers.
+                # Aligning adds up to 63 bytes a tensor, which takes about as many in the file's own headers.
                 file_bytes=2 * size,
                 seconds=_time_limit_s(size),
             )
+            if in_place:
+                path.rename(data_path)
         except BaseException:
             data_path.unlink(missing_ok=True)
             raise
@@ -93,11 +96,15 @@ def _time_limit_s(size: int) -> float:
 
 
 def _plan(model_format: ModelFormat, path: Path) -> WeightIndex:
-    return plan(get_format(model_format).open(path))
+    state_dict = get_format(model_format).open(path)
+    return index_in_place(state_dict, path) or plan(state_dict)
 
 
-def _pack(model_format: ModelFormat, path: Path, data_path: Path) -> WeightIndex:
-    return pack(get_format(model_format).open(path), data_path)
+def _pack(model_format: ModelFormat, path: Path, data_path: Path) -> tuple[WeightIndex, bool]:
+    """Return the index, and whether the weight file itself is the buffer, in which case nothing was written."""
+    state_dict = get_format(model_format).open(path)
+    index = index_in_place(state_dict, path)
+    return (index, True) if index is not None else (pack(state_dict, data_path), False)
 
 
 def _describe(files: tuple[FileInfo, ...], index: WeightIndex) -> ArchiveContents:

@@ -161,6 +161,11 @@ def _storage_key(tensor: torch.Tensor, row: int) -> tuple[int, int]:
     return (storage.data_ptr(), storage.nbytes()) if storage.nbytes() else (0, -row)
 
 
+def distinct_storages(state_dict: Mapping[str, torch.Tensor]) -> Iterator[torch.UntypedStorage]:
+    """Yield each storage once, in the order of the index's storage columns."""
+    return _storages(_plain_tensors(state_dict))
+
+
 def _storages(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[torch.UntypedStorage]:
     """Yield each distinct storage once, in order of first use."""
     seen: set[tuple[int, int]] = set()

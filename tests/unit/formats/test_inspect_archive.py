@@ -60,7 +60,8 @@ def test_inspecting_describes_the_weights(
         FileInfo(path=f"sub/._{name}", size_bytes=11),
     )
     assert (contents.tensor_count, contents.parameter_count) == (2, 768 * 256 + 256)
-    assert (contents.dtypes, contents.weights_bytes) == (("float32",), 4 * (768 * 256 + 256))
+    assert contents.dtypes == ("float32",)
+    assert 4 * (768 * 256 + 256) <= contents.weights_bytes <= len(content)
     assert list(work_dir.iterdir()) == []
 
 
