@@ -16,7 +16,7 @@ from mixpeek_ray.cli import state
 from mixpeek_ray.cli.environment import join_environment
 from mixpeek_ray.cli.paths import RunPaths
 from mixpeek_ray.core.errors import MixpeekError
-from mixpeek_ray.core.records import ApiKey, Role
+from mixpeek_ray.core.records import ApiKey, Role, Tier
 from mixpeek_ray.core.settings import get_settings
 
 app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
@@ -28,14 +28,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def create(
     name: Annotated[str, typer.Option(help="What the key is for.")] = "key",
     role: Annotated[Role, typer.Option(help="What the key may do.")] = Role.WRITE,
-    organization: Annotated[str | None, typer.Option(help="Organisation id; default: the development one.")] = None,
+    organization: Annotated[
+        str | None, typer.Option(help="Organisation, by name or id; default: the development one.")
+    ] = None,
+    tier: Annotated[
+        Tier | None, typer.Option(help="Create the organisation, on this tier, if it is not there.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a key and print it: the only time it is shown."""
     with _cluster():
         from mixpeek_ray.registry.admin import create_key
 
-        created = create_key(organization=organization, name=name, role=role)
+        created = create_key(organization=organization, name=name, role=role, tier=tier)
     if as_json:
         typer.echo(json.dumps({"key_id": created.record.key_id, "api_key": created.api_key}))
         return
