@@ -23,7 +23,7 @@ class FileSink(Protocol):
     """Where the bytes of the file part go."""
 
     def write(self, data: memoryview) -> None:
-        """Take the next bytes; they are only valid during the call."""
+        """Take the next bytes, a view of immutable ones that may be kept."""
 
 
 @dataclass(kw_only=True)
