@@ -25,6 +25,8 @@ _LAST_PORT = 32_767
 # Ports at the start of a block that Serve wants by number; replicas take the rest.
 _FIXED_PORTS = ("stats", "metrics", "fallback_http", "fallback_grpc")
 _GRPC_PORTS = 64
+# Marks every process of a platform, and nothing else: shells that use one never have it.
+MARK = "MIXPEEK_RUN_FOLDER"
 # How long a replaced HAProxy process may finish a request: the largest archive at 6 MB/s.
 _LONGEST_UPLOAD_S = 1_800
 # The app closes an idle upload first (MIXPEEK_IDLE_TIMEOUT_S) and says why; this is the net below.
@@ -102,6 +104,7 @@ def platform_environment(
     foreign = {"RAY_AUTH_TOKEN", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"}
     environment = {name: value for name, value in inherited.items() if name not in foreign}
     environment |= {
+        MARK: str(paths.scratch),
         # Workers have working directories of their own.
         "MIXPEEK_HOME": str(paths.home),
         "MIXPEEK_HOST": settings.host,

@@ -72,12 +72,13 @@ def kill_descendants(pid: int) -> bool:
     return True
 
 
-def kill_users_of(folder: Path) -> int:
-    """Kill processes that have a file in ``folder`` on their command line; return how many there were.
+def kill_marked(name: str, value: str) -> int:
+    """Kill the processes of this user that were started with ``name=value`` in their environment; return how many.
 
     What an earlier run left when it was killed together with everything that would have cleaned up after it.
     """
-    found = [process.pid for process in _all_processes() if process.pid != os.getpid() and _names(process.pid, folder)]
+    mark = f"{name}={value}".encode()
+    found = [process.pid for process in _all_processes() if mark in _environment(process.pid)]
     for pid in found:
         _kill(pid)
     deadline = time.monotonic() + _KILL_TIMEOUT_S
@@ -86,11 +87,12 @@ def kill_users_of(folder: Path) -> int:
     return len(found)
 
 
-def _names(pid: int, folder: Path) -> bool:
+def _environment(pid: int) -> list[bytes]:
     try:
-        return f"{folder}/".encode() in (_PROC / str(pid) / "cmdline").read_bytes()
+        return (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
     except OSError:
-        return False
+        # It has ended, or it is someone else's.
+        return []
 
 
 def _kill(pid: int) -> None:

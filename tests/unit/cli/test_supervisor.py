@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mixpeek_ray.cli.processes import Process, descendants, is_alive, kill_users_of
+from mixpeek_ray.cli.processes import Process, descendants, is_alive, kill_marked
 
 # Runs the supervisor with `HEAD` in place of the real head module, one line of JSON per event.
 SUPERVISE = """
@@ -126,13 +126,13 @@ def test_a_killed_supervisor_takes_a_head_that_asked_for_it_along() -> None:
     assert gone(below)
 
 
-def test_leftovers_are_found_by_the_folder_on_their_command_line(tmp_path: Path) -> None:
-    def start(folder: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", f"{folder}/haproxy.cfg"])
+def test_leftovers_are_found_by_their_mark() -> None:
+    def start(value: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={"TEST_MARK": value})
 
-    with start(tmp_path / "ours") as ours, start(tmp_path / "ours-not") as other:
+    with start("/ours") as ours, start("/ours-not") as other:
         try:
-            assert kill_users_of(tmp_path / "ours") == 1
+            assert kill_marked("TEST_MARK", "/ours") == 1
             assert ours.wait(timeout=10) == -signal.SIGKILL
             assert other.poll() is None
         finally:
