@@ -63,7 +63,7 @@ def parse_header(block: bytes, *, first: bool) -> TarHeader:
     """
     magic = block[257:265]
     has_magic = magic in (_POSIX_MAGIC, _GNU_MAGIC)
-    if sum(block) - sum(block[148:156]) + 8 * ord(" ") != _number(block[148:156], "checksum", refuse=has_magic):
+    if not _checksum_holds(block):
         if first and not has_magic:
             raise NotTarGzError("The file is gzip, but there is no tar inside: pack it with `tar czf`.")
         _refuse("its checksum is wrong")
@@ -79,7 +79,14 @@ def parse_header(block: bytes, *, first: bool) -> TarHeader:
     )
 
 
-def _number(raw: bytes, what: str, *, refuse: bool = True) -> int:
+def _checksum_holds(block: bytes) -> bool:
+    # Always octal, base-256 or not: eight digits hold the sum of 512 bytes.
+    match = _OCTAL.fullmatch(block[148:156])
+    # The sum is over the header with its own field blank.
+    return match is not None and sum(block) - sum(block[148:156]) + 8 * ord(" ") == int(match.group(1) or b"0", 8)
+
+
+def _number(raw: bytes, what: str) -> int:
     if raw[0] & 0x80:
         # GNU's base-256: sign in the first byte, then a big-endian number.
         if raw[0] != 0x80:
@@ -87,8 +94,6 @@ def _number(raw: bytes, what: str, *, refuse: bool = True) -> int:
         return int.from_bytes(raw[1:], "big")
     match = _OCTAL.fullmatch(raw)
     if match is None:
-        if not refuse:
-            return -1
         _refuse(f"its {what} is not a number")
     return int(match.group(1) or b"0", 8)
 
