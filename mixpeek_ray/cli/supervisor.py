@@ -24,7 +24,7 @@ _FIRST_BACKOFF_S = 1.0
 _MAX_BACKOFF_S = 30.0
 # `ray.shutdown` takes 1.5 s; after this the rest is killed.
 _STOP_GRACE_S = 8.0
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _CHUNK_BYTES = 65_536
 
 
@@ -74,6 +74,9 @@ class Supervisor:
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
         for signum in _STOP_SIGNALS:
             signal.signal(signum, self._note_stop)
+        # `nohup` means what it says.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._note_stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def _note_stop(self, signum: int, frame: object) -> None:

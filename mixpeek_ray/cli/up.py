@@ -129,7 +129,7 @@ def _detached(paths: RunPaths, command: HeadCommand, lock: int, reporter: Report
     events_read, events_write = os.pipe()
     if os.fork() == 0:
         os.close(events_read)
-        os._exit(_background(paths, command, lock, events_write))
+        os._exit(_background(paths, command, lock, events_write, reporter))
     os.close(events_write)
     reader = EventReader()
     while data := os.read(events_read, _CHUNK_BYTES):
@@ -143,11 +143,17 @@ def _detached(paths: RunPaths, command: HeadCommand, lock: int, reporter: Report
     return 1
 
 
-def _background(paths: RunPaths, command: HeadCommand, lock: int, events: int) -> int:
+def _background(paths: RunPaths, command: HeadCommand, lock: int, events: int, reporter: Reporter) -> int:
     """Run the supervisor away from the terminal, in a session of its own; return its exit status."""
     os.setsid()
     with open(paths.log, "ab") as log, open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), sys.stdin.fileno())
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
-    return _supervise(paths, command, lock, lambda event: send(events, event))
+
+    def report(event: Event) -> None:
+        send(events, event)
+        # By now standard output is the log, where restarts are looked up later.
+        reporter.event(event)
+
+    return _supervise(paths, command, lock, report)
