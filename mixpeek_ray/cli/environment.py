@@ -105,6 +105,8 @@ def platform_environment(
     environment = {name: value for name, value in inherited.items() if name not in foreign}
     environment |= {
         MARK: str(paths.scratch),
+        # A job's entrypoint says `python`: it means this one, also when nobody activated its environment.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]),
         # Workers have working directories of their own.
         "MIXPEEK_HOME": str(paths.home),
         "MIXPEEK_HOST": settings.host,

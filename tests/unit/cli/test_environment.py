@@ -37,7 +37,8 @@ def test_another_clusters_variables_do_not_leak_in(paths: RunPaths) -> None:
     assert "RAY_AUTH_TOKEN" not in built
     assert built["RAY_AUTH_MODE"] == "token"
     assert built["RAY_AUTH_TOKEN_PATH"] == str(paths.token)
-    assert built["PATH"] == "/bin"
+    # A job that says `python` means this one.
+    assert built["PATH"] == f"{Path(sys.executable).parent}{os.pathsep}/bin"
 
 
 def test_every_port_lies_in_the_block_and_none_twice(paths: RunPaths) -> None:
