@@ -9,7 +9,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
-from mixpeek_ray.core.errors import ArchiveRefusedError, MixpeekError, StorageUnavailableError
+from mixpeek_ray.core.errors import (
+    ArchiveRefusedError,
+    InsufficientCapacityError,
+    MixpeekError,
+    StorageUnavailableError,
+)
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.records import (
     ArchiveContents,
@@ -78,7 +83,8 @@ class Deployer:
             state = self._catalog.check_open(key)
             if state.status in (DeploymentStatus.DEPLOYED, DeploymentStatus.PENDING):
                 return state, state.status is DeploymentStatus.DEPLOYED
-            weights_bytes = state.contents.weights_bytes if state.contents is not None else 0
+            # Weights hardly compress: what an unchecked archive unpacks to is at least about its own size.
+            weights_bytes = state.contents.weights_bytes if state.contents else state.manifest.archive_bytes
             await asyncio.to_thread(check_capacity, state.manifest.resources, weights_bytes=weights_bytes)
             marker = DeploymentMarker(namespace_id=key.namespace_id, model_id=key.model_id, requested_at=now())
             await asyncio.to_thread(self._records.put_deployment, marker)
@@ -132,7 +138,7 @@ class Deployer:
                 return
             except (RayError, MixpeekError, ValueError) as error:
                 cause = _as_mixpeek_error(error)
-            if not attempt.resumed or isinstance(cause, ArchiveRefusedError):
+            if not attempt.resumed or isinstance(cause, ArchiveRefusedError | InsufficientCapacityError):
                 await self._give_up(key, attempt, cause)
                 return
             _log.warning(
@@ -145,7 +151,7 @@ class Deployer:
     async def _materialize(self, key: ModelKey, manifest: ModelManifest, attempt: _Attempt) -> None:
         job = MaterializeJob.of(manifest, store_url=self._store_url, spool_dir=self._spool_dir)
         name = f"materialize:{key.namespace_id}/{key.model_id}"
-        attempt.contents_ref, weights = materialize.submit(job, manifest.resources, name=name)
+        attempt.contents_ref, weights = materialize.submit(job, name=name)
         contents: ArchiveContents = await attempt.contents_ref
         if not self._catalog.is_current(key, attempt.number):
             return

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
-from pathlib import Path
 
 from mixpeek_ray.core.errors import StorageUnavailableError
 from mixpeek_ray.core.records import ArchiveContents, ModelFormat
 from mixpeek_ray.formats.inspect import inspect_archive
 from mixpeek_ray.formats.sandbox import warm_up
+from mixpeek_ray.registry.spool import work_folder
 from mixpeek_ray.store.factory import open_store
 
 INSPECTOR_NAME = "ArchiveInspector"
@@ -29,13 +27,9 @@ class ArchiveInspector:
 
     def inspect(self, temporary_key: str, model_format: ModelFormat) -> ArchiveContents:
         """Return what the archive under ``temporary_key`` holds. Raises ``ArchiveRefusedError``."""
-        work_dir = Path(tempfile.mkdtemp(prefix="mixpeek-", dir=self._spool_dir))
         try:
             stream = self._store.open_read(temporary_key)
         except FileNotFoundError:
             raise StorageUnavailableError("The upload is no longer in the store: upload again.") from None
-        else:
-            with stream:
-                return inspect_archive(stream, model_format, work_dir)
-        finally:
-            shutil.rmtree(work_dir, ignore_errors=True)
+        with stream, work_folder(self._spool_dir) as folder:
+            return inspect_archive(stream, model_format, folder)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,8 @@ import ray
 
 from mixpeek_ray.core.errors import MixpeekError, StorageUnavailableError
 from mixpeek_ray.core.records import ArchiveContents, ModelFormat, ModelManifest, ResourceRequest
+from mixpeek_ray.registry.capacity import check_capacity
+from mixpeek_ray.registry.spool import work_folder
 from mixpeek_ray.store.factory import open_store
 from mixpeek_ray.store.layout import archive_key
 
@@ -33,6 +33,7 @@ class MaterializeJob:
     store_url: str
     archive_sha256: str
     model_format: ModelFormat
+    resources: ResourceRequest
     spool_dir: str | None
 
     @classmethod
@@ -42,11 +43,12 @@ class MaterializeJob:
             store_url=store_url,
             archive_sha256=manifest.archive_sha256,
             model_format=manifest.model_format,
+            resources=manifest.resources,
             spool_dir=spool_dir,
         )
 
 
-def submit(job: MaterializeJob, resources: ResourceRequest, *, name: str) -> tuple[Any, Any]:
+def submit(job: MaterializeJob, *, name: str) -> tuple[Any, Any]:
     """Start the task with the model's own resources; return refs to its contents and to its weights.
 
     The weights are ``(WeightIndex, uint8 array)``. The caller owns both objects; Ray rebuilds them by running the task
@@ -54,21 +56,21 @@ def submit(job: MaterializeJob, resources: ResourceRequest, *, name: str) -> tup
     """
     contents, weights = _TASK.options(
         name=name,
-        num_cpus=resources.num_cpus,
-        num_gpus=resources.num_gpus,
-        memory=resources.memory_bytes,
+        num_cpus=job.resources.num_cpus,
+        num_gpus=job.resources.num_gpus,
+        memory=job.resources.memory_bytes,
     ).remote(job)
     return contents, weights
 
 
 def _materialize(job: MaterializeJob) -> tuple[ArchiveContents, tuple[WeightIndex, NDArray[np.uint8]]]:
-    work_dir = Path(tempfile.mkdtemp(prefix="mixpeek-", dir=job.spool_dir))
-    try:
-        packed = _pack(job, work_dir)
-        data = _map_file(packed.data_path, packed.contents.weights_bytes)
-    finally:
+    with work_folder(job.spool_dir) as folder:
+        packed = _pack(job, folder)
+        weights_bytes = packed.contents.weights_bytes
+        # Known only now where the archive was too large to be checked on upload.
+        check_capacity(job.resources, weights_bytes=weights_bytes)
         # The mapping outlives the file's name: Ray copies it into the object store from the page cache.
-        shutil.rmtree(work_dir, ignore_errors=True)
+        data = _map_file(packed.data_path, weights_bytes)
     return packed.contents, (packed.index, data)
 
 
