@@ -41,7 +41,12 @@ def checkout(tmp_path: Path) -> Path:
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name)
-    (copy / ".venv").symlink_to(VENV)
+    # Set up already, so that `make setup` finds nothing to do and leaves the environment of the tests alone.
+    (copy / ".venv").mkdir()
+    for entry in VENV.iterdir():
+        if entry.name != ".installed":
+            (copy / ".venv" / entry.name).symlink_to(entry)
+    (copy / ".venv" / ".installed").touch()
     return copy
 
 
