@@ -11,7 +11,13 @@ from mixpeek_ray.api.app import create_app
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.settings import get_settings
 from mixpeek_ray.registry.client import RegistryClient
-from mixpeek_ray.serving.ingress import IngressMode, harden_replica, ingress_mode, max_upload_bytes
+from mixpeek_ray.serving.ingress import (
+    IngressMode,
+    harden_replica,
+    ingress_mode,
+    leave_request_id_to_serve,
+    max_upload_bytes,
+)
 from mixpeek_ray.store.factory import open_store
 from mixpeek_ray.store.layout import new_upload_key
 
@@ -52,13 +58,14 @@ class Gateway:
                 "Start the platform with `mixpeek-ray up` to stream them.",
                 limit,
             )
-        return create_app(
+        app = create_app(
             platform=self._platform,
             store=open_store(self._settings.resolved_store_url),
             settings=self._settings,
             new_upload_key=new_upload_key,
             max_upload_bytes=limit,
         )
+        return leave_request_id_to_serve(app)
 
 
 def build(args: GatewayArgs) -> Application:

@@ -18,6 +18,7 @@ import ray
 from ray.serve._private import constants as serve_constants
 from ray.serve._private import replica as serve_replica
 from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mixpeek_ray.core import limits
 from mixpeek_ray.core.logs import get_logger
@@ -27,6 +28,8 @@ _log = get_logger(__name__)
 
 # The patch reaches into private code, so it is applied only to versions that its tests ran against.
 TESTED_RAY_VERSIONS = frozenset({"2.60.0"})
+
+_REQUEST_ID = b"x-request-id"
 
 # uvicorn hands over at most 64 KiB a message: this many keep one consumer busy and a thousand clients under 256 MiB.
 RECEIVE_QUEUE_MESSAGES = 4
@@ -83,6 +86,26 @@ class BoundedReceiveProxy(ASGIDIReceiveProxy):  # type: ignore[misc]  # Ray publ
         else:
             put = asyncio.run_coroutine_threadsafe(self._put(message), self._user_event_loop)
             await asyncio.wrap_future(put)
+
+
+def leave_request_id_to_serve(app: ASGIApp) -> ASGIApp:
+    """Return ``app`` without its X-Request-Id header where Serve's own HTTP server adds the same one.
+
+    Serve appends the request's id to every response, so that clients would see it twice.
+    """
+
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        requested = dict(scope.get("headers", ())).get(_REQUEST_ID)
+
+        async def send_once(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [header for header in message["headers"] if header != (_REQUEST_ID, requested)]
+                message = {**message, "headers": kept}
+            await send(message)
+
+        await app(scope, receive, send_once)
+
+    return served
 
 
 def harden_replica() -> bool:

@@ -302,3 +302,10 @@ def test_serves_own_headers_lift_no_limit(platform: Platform, http: httpx.Client
 def test_unknown_paths_and_methods_get_the_envelope(http: httpx.Client, namespace: str) -> None:
     refusal(http.get("/v1/nothing/here"), 404, "not_found")
     refusal(http.put(f"/v1/namespaces/{namespace}/models"), 405, "method_not_allowed")
+
+
+@pytest.mark.parametrize("sent", ["my-request-1", None])
+def test_a_request_has_one_id(http: httpx.Client, sent: str | None) -> None:
+    answer = http.get("/v1/whoami", headers={"X-Request-Id": sent} if sent else {})
+    (answered,) = answer.headers.get_list("x-request-id")
+    assert answered == (sent or answered)
