@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import ray
@@ -22,6 +23,22 @@ async def call(reference: Any, timeout_s: float) -> Any:
         raise unavailable() from None
     except RayError as error:
         raise translate(error) from None
+
+
+async def call_while_alive(reference: Any, check: Callable[[], Awaitable[object]], every_s: float) -> Any:
+    """Return the result of a remote call that may take long, as long as ``check`` passes ``every_s`` seconds.
+
+    Raises what the call or the check raised.
+    """
+    result = asyncio.ensure_future(reference)
+    try:
+        while not (await asyncio.wait({result}, timeout=every_s))[0]:
+            await check()
+        return await result
+    except RayError as error:
+        raise translate(error) from None
+    finally:
+        result.cancel()
 
 
 def call_blocking(reference: Any, timeout_s: float) -> Any:

@@ -26,7 +26,7 @@ from mixpeek_ray.core.records import (
 )
 from mixpeek_ray.core.settings import Settings
 from mixpeek_ray.registry.bootstrap import ensure_inspector, ensure_registry
-from mixpeek_ray.registry.calls import call
+from mixpeek_ray.registry.calls import call, call_while_alive
 from mixpeek_ray.registry.state import ModelKey
 
 _log = get_logger(__name__)
@@ -39,7 +39,7 @@ _KEY_REREAD_S = 0.25
 _HEALTH_TIMEOUT_S = 2.0
 # One wait of a deploy call; short, so that a registry that stops meanwhile is noticed.
 _DEPLOY_WAIT_S = 2.0
-# The inspector's own limit is 4 s a check; two more may be ahead in each of its queues.
+# A check takes seconds, and others may be ahead of it in the inspector's queue.
 _INSPECT_TIMEOUT_S = 30.0
 
 
@@ -100,10 +100,12 @@ class RegistryClient:
         """Check the archive, then make it a model version."""
         contents: ArchiveContents | None = None
         if archive.size_bytes <= self._settings.check_on_upload_max_bytes:
-            check = self._inspector.inspect.remote(archive.temporary_key, form.model_format)
-            contents = await call(check, _INSPECT_TIMEOUT_S)
+            inspection = self._inspector.inspect.remote(archive.temporary_key, form.model_format)
+            contents = await call(inspection, _INSPECT_TIMEOUT_S)
         organization_id = principal.organization.organization_id
-        model, created = await self._call("commit_upload", organization_id, namespace_id, form, archive, contents)
+        commit = self._registry.commit_upload.remote(organization_id, namespace_id, form, archive, contents)
+        # Moving 10 GB within S3 takes minutes; a registry that is gone shows in seconds.
+        model, created = await call_while_alive(commit, lambda: self._call("ping"), self._settings.registry_timeout_s)
         return UploadResult(model=model, created=created)
 
     async def list_models(self, principal: Principal, namespace_id: str) -> Sequence[ModelState]:
