@@ -1,0 +1,26 @@
+"""Runs every benchmark, each in a process of its own, and leaves with status 1 if a claim of any did not hold.
+
+python -m benchmarks
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BENCHMARKS = ("load", "upload", "deploy", "ingress")
+
+
+def main() -> None:
+    failed = []
+    for name in BENCHMARKS:
+        print(f"## {name}", flush=True)
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode:
+            failed.append(name)
+        print(flush=True)
+    if failed:
+        sys.exit(f"These did not hold what they claim: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
