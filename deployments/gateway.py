@@ -39,6 +39,8 @@ class GatewayArgs(BaseModel):
     health_check_timeout_s=5,
     # Idle most of the time: CPUs are for the models that ask for them.
     ray_actor_options={"num_cpus": 0},
+    # The application logs every request itself, with its ids.
+    logging_config={"enable_access_log": False},
 )
 @serve.ingress()
 class Gateway:
