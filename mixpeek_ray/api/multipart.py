@@ -23,7 +23,7 @@ class FileSink(Protocol):
     """Where the bytes of the file part go."""
 
     def write(self, data: memoryview) -> None:
-        """Take the next bytes, a view of immutable ones that may be kept."""
+        """Take the next bytes, a view that holds good until the reader is fed again."""
 
 
 @dataclass(kw_only=True)
@@ -65,10 +65,10 @@ class MultipartReader:
             },
         )
 
-    def feed(self, data: bytes) -> None:
-        """Parse the next piece of the body."""
+    def feed(self, data: bytes | bytearray) -> None:
+        """Parse the next piece of the body, which must stay as it is until the views given to ``file`` are used."""
         try:
-            self._parser.write(data)
+            self._parser.write(data)  # type: ignore[arg-type]  # it only searches and slices
         except FormParserError:
             raise InvalidMultipartError(f"The body is not the form its Content-Type announces. {_HOW}") from None
 

@@ -10,6 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
 from mixpeek_ray.api.form import UploadFormBuilder
 from mixpeek_ray.api.multipart import MultipartReader
 from mixpeek_ray.core import limits
@@ -20,12 +23,10 @@ from mixpeek_ray.store.base import BlobStore, BlobWriter
 
 _log = get_logger("api.upload")
 
-# Big enough that the hop to the thread (0.05 ms) is lost in parsing, hashing and writing it (1.2 ms).
-BATCH_BYTES = 1 * limits.MIB
-# A bytes object and its place in a list: a body of 1-byte chunks is bounded by the memory it takes, not by its size.
-CHUNK_OVERHEAD_BYTES = 64
-# One being written, one ready: with the one being filled, an upload holds 3 batches at most.
-MAX_BATCHES_IN_FLIGHT = 2
+# Big enough that the hops to the threads are lost in hashing and writing it (1.2 ms a MiB).
+BATCH_BYTES = 2 * limits.MIB
+# One being filled, one being parsed, hashed and written, one ready: what an upload holds at most.
+MAX_BATCHES = 3
 # A slow client's bad field should be answered long before it has sent a whole batch.
 MAX_BATCH_AGE_S = 0.5
 
@@ -63,31 +64,80 @@ async def received_upload(
         thread.shutdown(wait=False)
 
 
-async def _pump(chunks: AsyncIterator[bytes], submit: Callable[[list[bytes]], asyncio.Future[None]]) -> None:
+async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
+    """Yield a request's body as it arrives. Raises ``ClientDisconnect`` when the client leaves before its end."""
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        if chunk:
+            yield chunk
+        more = message.get("more_body", False)
+
+
+class _Batch:
+    """A buffer that is filled, handed to the upload's thread, and filled again.
+
+    Used again and again: a fresh 2 MiB for every batch costs the kernel more than the copy into it.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(BATCH_BYTES)
+        self._length = 0
+
+    def take(self, data: memoryview) -> memoryview:
+        """Copy what fits; return what does not."""
+        taken = min(len(data), BATCH_BYTES - self._length)
+        self._buffer[self._length : self._length + taken] = data[:taken]
+        self._length += taken
+        return data[taken:]
+
+    @property
+    def is_full(self) -> bool:
+        return self._length == BATCH_BYTES
+
+    def content(self) -> bytes | bytearray:
+        return self._buffer if self.is_full else bytes(memoryview(self._buffer)[: self._length])
+
+    def clear(self) -> _Batch:
+        self._length = 0
+        return self
+
+
+async def _pump(chunks: AsyncIterator[bytes], submit: Callable[[_Batch], asyncio.Future[None]]) -> None:
     clock = asyncio.get_running_loop().time
-    in_flight: deque[asyncio.Future[None]] = deque()
-    batch: list[bytes] = []
-    held_bytes, begun_s = 0, clock()
+    in_flight: deque[tuple[asyncio.Future[None], _Batch]] = deque()
+    batch, begun_s = _Batch(), clock()
     try:
         async for chunk in chunks:
-            while in_flight and in_flight[0].done():
-                in_flight.popleft().result()
-            batch.append(chunk)
-            held_bytes += len(chunk) + CHUNK_OVERHEAD_BYTES
-            if held_bytes < BATCH_BYTES and clock() - begun_s < MAX_BATCH_AGE_S:
-                continue
-            if len(in_flight) == MAX_BATCHES_IN_FLIGHT:
-                await in_flight.popleft()
-            in_flight.append(submit(batch))
-            batch, held_bytes, begun_s = [], 0, clock()
-        in_flight.append(submit(batch))
+            # A bad field that the thread has met by now is answered now, not at the end of the body.
+            if in_flight and in_flight[0][0].done():
+                in_flight[0][0].result()
+            rest = memoryview(chunk)
+            while rest:
+                rest = batch.take(rest)
+                if batch.is_full or clock() - begun_s >= MAX_BATCH_AGE_S:
+                    in_flight.append((submit(batch), batch))
+                    batch, begun_s = await _next_batch(in_flight), clock()
+        in_flight.append((submit(batch), batch))
         while in_flight:
-            await in_flight.popleft()
+            await in_flight.popleft()[0]
     except BaseException:
-        for future in in_flight:
+        for future, _ in in_flight:
             # Also marks a failure as seen: one is answered, that the batches behind it failed too is no news.
             future.cancel()
         raise
+
+
+async def _next_batch(in_flight: deque[tuple[asyncio.Future[None], _Batch]]) -> _Batch:
+    # Made as they are needed: a small upload holds one buffer.
+    if len(in_flight) < MAX_BATCHES - 1 and not in_flight[0][0].done():
+        return _Batch()
+    future, batch = in_flight.popleft()
+    await future
+    return batch.clear()
 
 
 class _Intake:
@@ -100,9 +150,9 @@ class _Intake:
         self._file = _ArchiveSink(store, key, max_archive_bytes)
         self._reader = MultipartReader(content_type, on_field=self._fields.add, file=self._file)
 
-    def feed(self, batch: list[bytes]) -> None:
-        for chunk in batch:
-            self._reader.feed(chunk)
+    def feed(self, batch: _Batch) -> None:
+        # As one piece: each write and each hash of a small chunk would hand the interpreter back and forth.
+        self._reader.feed(batch.content())
         self._file.flush()
 
     def finish(self) -> Upload:

@@ -31,8 +31,9 @@ TESTED_RAY_VERSIONS = frozenset({"2.60.0"})
 
 _REQUEST_ID = b"x-request-id"
 
-# uvicorn hands over at most 64 KiB a message: this many keep one consumer busy and a thousand clients under 256 MiB.
-RECEIVE_QUEUE_MESSAGES = 4
+# Two messages wait while the application works on another: what arrives meanwhile uvicorn joins, up to 64 KiB, into the
+# next message, and a thousand clients hold 256 MiB at most.
+RECEIVE_QUEUE_MESSAGES = 2
 
 
 class IngressMode(enum.StrEnum):
@@ -71,14 +72,12 @@ class BoundedReceiveProxy(ASGIDIReceiveProxy):  # type: ignore[misc]  # Ray publ
     async def _fetch_until_disconnect(self) -> int | None:
         while True:
             message = await self._receive()
-            await self._put(message)
-            if message["type"] == "http.disconnect":
+            if message["type"] in ("http.disconnect", "websocket.disconnect"):
                 self._disconnect_message = message
-                return None
-            if message["type"] == "websocket.disconnect":
-                self._disconnect_message = message
-                code: int = message["code"]
+                self._user_event_loop.call_soon_threadsafe(self._wake_reader, message)
+                code: int | None = message.get("code")
                 return code
+            await self._put(message)
 
     async def _put(self, message: Any) -> None:
         if asyncio.get_running_loop() is self._user_event_loop:
@@ -86,6 +85,12 @@ class BoundedReceiveProxy(ASGIDIReceiveProxy):  # type: ignore[misc]  # Ray publ
         else:
             put = asyncio.run_coroutine_threadsafe(self._put(message), self._user_event_loop)
             await asyncio.wrap_future(put)
+
+    def _wake_reader(self, disconnect: Any) -> None:
+        # Never waits for room: an application that does not read its body must still hear that the client left. Who
+        # finds the queue empty later is given the disconnect message anyway.
+        if not self.queue.full():
+            self.queue.put_nowait(disconnect)
 
 
 def leave_request_id_to_serve(app: ASGIApp) -> ASGIApp:

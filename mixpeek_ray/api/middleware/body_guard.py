@@ -44,6 +44,11 @@ class GuardedBody:
         self._credit_s = idle_timeout_s
         self._received_bytes = 0
         self._complete = False
+        # None: no message is being waited for.
+        self._waiting_since_s: float | None = None
+        self._waiting_task: asyncio.Task[object] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._expired = False
 
     @property
     def unread(self) -> bool:
@@ -64,21 +69,44 @@ class GuardedBody:
         self._check_size(self._received_bytes)
         self._credit_s = min(self._idle_timeout_s, self._credit_s + arrived / MIN_BYTES_PER_S)
         self._complete = not message.get("more_body", False)
+        if self._complete and self._timer is not None:
+            self._timer.cancel()
         return message
 
     async def _next_message(self) -> Message:
-        clock = asyncio.get_running_loop().time
-        started_s = clock()
+        loop = asyncio.get_running_loop()
+        started_s = self._waiting_since_s = loop.time()
+        self._waiting_task = asyncio.current_task()
+        if self._timer is None:
+            self._timer = loop.call_at(started_s + self._credit_s, self._on_timer)
         try:
-            async with asyncio.timeout(self._credit_s):
-                return await self._receive()
-        except TimeoutError:
+            return await self._receive()
+        except asyncio.CancelledError:
+            if not self._expired or self._waiting_task is None or self._waiting_task.uncancel() > 0:
+                raise
             raise RequestTimeoutError(
                 f"The request's body came too slowly: nothing for {self._idle_timeout_s:g} s, or less than "
                 f"{MIN_BYTES_PER_S} bytes a second. Send it again over a steady connection.",
             ) from None
         finally:
-            self._credit_s -= clock() - started_s
+            self._credit_s -= loop.time() - started_s
+            self._waiting_since_s = None
+
+    def _on_timer(self) -> None:
+        """End a wait that used its credit up.
+
+        One timer serves many messages: arming one for each would cost a fast upload more than parsing it.
+        """
+        self._timer = None
+        if self._waiting_since_s is None or self._waiting_task is None:
+            return
+        loop = asyncio.get_running_loop()
+        deadline_s = self._waiting_since_s + self._credit_s
+        if loop.time() < deadline_s:
+            self._timer = loop.call_at(deadline_s, self._on_timer)
+            return
+        self._expired = True
+        self._waiting_task.cancel()
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._limit_bytes:

@@ -10,7 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mixpeek_ray.api.access import access_for, is_plausible_id
-from mixpeek_ray.api.context import RequestContext, attach_context
+from mixpeek_ray.api.context import RequestContext, attach_context, context_of
 from mixpeek_ray.api.envelope import CLIENT_CLOSED_REQUEST, error_response, internal_error
 from mixpeek_ray.api.middleware.body_guard import GuardedBody
 from mixpeek_ray.core import limits
@@ -51,6 +51,7 @@ class RequestLifecycle:
         try:
             body = self._guarded_body(scope, receive)
             answer.is_body_unread = lambda: body.unread
+            context_of(scope).receive = body.receive
             await self._app(scope, body.receive, answer.send)
         except MixpeekError as error:
             await answer.send_error(scope, receive, error)
