@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def _wait_until_healthy(api_url: str) -> str | None:
     health: Any = None
     while time.monotonic() < deadline:
         health = _get_health(api_url)
-        if health == "OK":
+        if health == "OK" and _takes_uploads(api_url):
             return None
         for name, application in serve.status().applications.items():
             if application.status in {"DEPLOY_FAILED", "UNHEALTHY"}:
@@ -134,6 +135,22 @@ def _get_health(api_url: str) -> str | None:
     except (OSError, ValueError, AttributeError):
         # Not up yet, or the ingress answers for it.
         return None
+
+
+def _takes_uploads(api_url: str) -> bool:
+    """Tell whether the ingress reaches the gateway itself.
+
+    A health check passes through Serve's fallback proxy as well, until HAProxy has found the gateway's replica. What
+    has a body of unknown length does not: the gateway refuses it on this path (405), HAProxy answers 503 for it.
+    """
+    request = urllib.request.Request(f"{api_url}/v1/health", data=iter([b""]), method="POST")  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S):  # noqa: S310
+            return True
+    except urllib.error.HTTPError as refused:
+        return refused.code != HTTPStatus.SERVICE_UNAVAILABLE
+    except OSError:
+        return False
 
 
 def _reachable(host: str) -> str:
