@@ -34,8 +34,6 @@ _CLIENT_TIMEOUT_FACTOR = 4
 # A killed HAProxy is out for three missed checks and the 2 s that its manager takes to start.
 _PROXY_CHECK_PERIOD_S = 0.4
 _MAX_HAPROXY_THREADS = 4
-# What HAProxy passes on at once: uvicorn takes 64 KiB, and each piece of an upload costs the replica some 50 us.
-_HAPROXY_BUFFER_BYTES = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +163,6 @@ def _haproxy_environment(settings: Settings, paths: RunPaths, ports: PortBlock) 
         f"{haproxy}STATS_PORT": ports.fixed("stats"),
         f"{haproxy}METRICS_PORT": ports.fixed("metrics"),
         f"{haproxy}NBTHREAD": min(_MAX_HAPROXY_THREADS, os.cpu_count() or 1),
-        f"{haproxy}TUNE_BUFSIZE": _HAPROXY_BUFFER_BYTES,
         f"{haproxy}HARD_STOP_AFTER_S": _LONGEST_UPLOAD_S,
         f"{haproxy}TIMEOUT_CLIENT_S": round(settings.idle_timeout_s * _CLIENT_TIMEOUT_FACTOR),
         f"{prefix}FALLBACK_PROXY_HTTP_PORT": ports.fixed("fallback_http"),

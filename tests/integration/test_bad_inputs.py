@@ -295,7 +295,10 @@ def test_serves_own_headers_lift_no_limit(platform: Platform, http: httpx.Client
     ):
         answer = http.get("/v1/whoami", headers=headers)
         assert answer.status_code == 200, (headers, answer.text)
-        assert "413" in str(http.post("/v1/namespaces", headers=headers, content=b"x" * (2 * 1024**2)).status_code)
+        # A connection of its own: what is refused before its body was read ends the connection.
+        with platform.client() as other:
+            refused = other.post("/v1/namespaces", headers=headers, content=b"x" * (2 * 1024**2))
+        assert refused.status_code == 413
     assert http.get("/v1/health").json()["status"] == "OK"
 
 
