@@ -34,7 +34,9 @@ def errors_table() -> str:
 def _error_classes(root: type[errors.MixpeekError]) -> Iterator[type[errors.MixpeekError]]:
     yield root
     for child in root.__subclasses__():
-        yield from _error_classes(child)
+        # Other modules refine errors for themselves; only this one's are answers.
+        if child.__module__ == errors.__name__:
+            yield from _error_classes(child)
 
 
 # Document → the generated tables in it, by the name between its markers.

@@ -241,7 +241,7 @@ async def test_a_client_that_leaves_leaves_nothing(make_api, exchange, after):
         raise ConnectionError
 
     store = SlowStore()
-    api = make_api(store=store)
+    api = make_api(store=store, max_upload_bytes=32 * MIB)
     request = exchange(api.app, "POST", PATH, HEADERS, body())
     await request.run()
     assert "commit_upload" not in api.platform.calls
@@ -259,7 +259,7 @@ async def test_cancelled_while_receiving(make_api, exchange):
         await asyncio.Event().wait()
 
     store = SlowStore(stalled=True)
-    api = make_api(store=store)
+    api = make_api(store=store, max_upload_bytes=32 * MIB)
     serving = asyncio.create_task(exchange(api.app, "POST", PATH, HEADERS, body()).run())
     await reached.wait()
     serving.cancel()
