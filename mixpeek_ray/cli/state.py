@@ -10,9 +10,9 @@ import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from mixpeek_ray.cli.paths import RunPaths
+from mixpeek_ray.core.private_files import write_private
 
 _TOKEN_BYTES = 32
 _PRIVATE_FILE = 0o600
@@ -71,7 +71,7 @@ def is_locked(paths: RunPaths) -> bool:
 
 def write_state(paths: RunPaths, state: RunState) -> None:
     """Replace the home's run state."""
-    write_private(paths.state, json.dumps(asdict(state), indent=2) + "\n")
+    write_private(paths.state, (json.dumps(asdict(state), indent=2) + "\n").encode())
 
 
 def read_state(paths: RunPaths) -> RunState | None:
@@ -92,18 +92,11 @@ def clear_state(paths: RunPaths) -> None:
 
 def write_exports(paths: RunPaths, variables: Mapping[str, str]) -> None:
     """Write the shell file that makes a second shell a part of this platform."""
-    write_private(paths.exports, "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()))
+    lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
+    write_private(paths.exports, lines.encode())
 
 
 def ensure_token(paths: RunPaths) -> None:
     """Make the Ray cluster's token unless there is one."""
     if not paths.token.exists():
-        write_private(paths.token, secrets.token_hex(_TOKEN_BYTES))
-
-
-def write_private(file: Path, text: str) -> None:
-    """Replace ``file`` by ``text`` at once, readable by this user alone."""
-    temporary = file.with_name(f".{file.name}.new")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _PRIVATE_FILE), "w") as stream:
-        stream.write(text)
-    temporary.replace(file)
+        write_private(paths.token, secrets.token_hex(_TOKEN_BYTES).encode())

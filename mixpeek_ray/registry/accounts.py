@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from mixpeek_ray.core.errors import InvalidNameError, KeyNotFoundError, NamespaceNotFoundError, NotFoundError
 from mixpeek_ray.core.ids import is_valid_name, new_id
 from mixpeek_ray.core.keys import KeyRingSnapshot, digest_key, new_api_key
+from mixpeek_ray.core.private_files import write_private
 from mixpeek_ray.core.records import ApiKey, Namespace, Organization, Role, Tier
 from mixpeek_ray.registry.state import now
 from mixpeek_ray.store.records import RecordStore
@@ -37,17 +37,6 @@ def load_or_create_secret(path: Path) -> bytes:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_private(path, secrets.token_bytes(_SECRET_BYTES))
         return path.read_bytes()
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only this user may read, whole or not at all; an existing one is replaced."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 class Accounts:
