@@ -101,6 +101,24 @@ class FileInfo:
     size_bytes: int
 
 
+class ModelKind(enum.StrEnum):
+    """What an archive turned out to hold, and so what loading it returns."""
+
+    STATE_DICT = "state_dict"
+    TORCHSCRIPT = "torchscript"
+    HUGGINGFACE = "huggingface"
+    ONNX = "onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSignature:
+    """One input or output of a model that describes its own: an axis is a size, a name where it varies, or unknown."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArchiveContents:
     """What an inspection found in an archive."""
@@ -111,6 +129,12 @@ class ArchiveContents:
     dtypes: tuple[str, ...]
     # Bytes the weights take in the object store once packed.
     weights_bytes: int
+    kind: ModelKind = ModelKind.STATE_DICT
+    # The model's class where the archive names one, such as `BertModel`.
+    architecture: str | None = None
+    # Empty where the format does not tell.
+    inputs: tuple[TensorSignature, ...] = ()
+    outputs: tuple[TensorSignature, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from mixpeek_ray.core.errors import FormatMismatchError
-from mixpeek_ray.core.records import FileInfo, ModelFormat
+from mixpeek_ray.core.records import FileInfo, ModelFormat, ModelKind, TensorSignature
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,30 @@ _KINDS = {
     ".npz": "NumPy", ".npy": "NumPy", ".msgpack": "Flax", ".tflite": "TensorFlow Lite", ".pb": "TensorFlow",
 }  # fmt: skip
 _MAX_NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Companion:
+    """A small file that a loader needs beside the weights: a config, a tokenizer, a graph without its weights."""
+
+    # Relative, with forward slashes, as the loader's folder shall have it; checked like an archive member's name.
+    path: str
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """What a format found in an unpacked archive: tensors to pack, and what has to travel beside them."""
+
+    kind: ModelKind
+    # Views of mapped files: dense CPU tensors of supported dtypes that lie within their storages.
+    tensors: OrderedDict[str, torch.Tensor]
+    # The one file that all tensors are views of, whose own layout may serve as the packed buffer; else None.
+    weight_file: Path | None = None
+    companions: tuple[Companion, ...] = ()
+    architecture: str | None = None
+    inputs: tuple[TensorSignature, ...] = ()
+    outputs: tuple[TensorSignature, ...] = ()
 
 
 class WeightFormat(Protocol):

@@ -1,0 +1,101 @@
+"""Files that all workers of a node share: made once from what the object store holds, gone when nobody uses them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from mixpeek_ray.core.settings import get_settings
+
+# A model's files outlive its last user by this much, so that workers that come and go find them made.
+_UNUSED_S = 900.0
+# The folder inside each entry; a sibling of it is the lock, so that the files are the model's and nothing else.
+_FILES = "files"
+
+# Held until this process ends: the lock of every folder that was handed out, by the folder.
+_held: dict[Path, int] = {}
+
+
+def node_folder(key: str, build: Callable[[Path], None]) -> Path:
+    """Return the node's folder for ``key``, filled by ``build`` where it is not there yet.
+
+    Of all processes of the node one builds and the others wait; a build that fails or dies leaves nothing, and the
+    next caller builds again. The folder stays as it is for the life of this process. ``key``: a plain file name that
+    changes whenever the content would (a hash, with what else it depends on). Raises what ``build`` raises.
+    """
+    parent = _parent()
+    entry = parent / key
+    files = entry / _FILES
+    if entry in _held:
+        return files
+    while True:
+        entry.mkdir(mode=0o700, exist_ok=True)
+        try:
+            lock = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # swept since
+        try:
+            if not files.exists():
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_there(entry, lock) and not files.exists():
+                _fill(entry, build)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if _is_there(entry, lock) and files.exists():
+                os.utime(entry)
+                _held[entry] = lock
+                _sweep(parent)
+                return files
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _fill(entry: Path, build: Callable[[Path], None]) -> None:
+    for left_over in entry.iterdir():
+        shutil.rmtree(left_over)
+    partial = Path(tempfile.mkdtemp(prefix="partial-", dir=entry))
+    try:
+        build(partial)
+        partial.rename(entry / _FILES)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _is_there(entry: Path, lock: int) -> bool:
+    """Tell whether the folder that is locked is still the one that the name leads to."""
+    try:
+        return os.path.samestat(entry.stat(), os.fstat(lock))
+    except FileNotFoundError:
+        return False
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what nobody holds and nobody has asked for lately."""
+    for entry in parent.iterdir():
+        with suppress(OSError):
+            if time.time() - entry.stat().st_mtime < _UNUSED_S:
+                continue
+            lock = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(entry)
+            finally:
+                os.close(lock)
+
+
+def _parent() -> Path:
+    configured = get_settings().spool_dir
+    parent = (configured or Path(tempfile.gettempdir(), f"mixpeek-spool-{os.getuid()}")) / "models"
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if parent.stat().st_uid != os.getuid():
+        # Another user made a folder of that name in a place that everybody may write to.
+        parent = Path(tempfile.mkdtemp(prefix="mixpeek-models-"))
+    return parent
