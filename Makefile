@@ -21,9 +21,7 @@ stop: $(STAMP)
 	$(BIN)/mixpeek-ray down
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore tests/integration/test_readme.py
-	# Apart: beside the other tests' platform, in one process with its driver, the quickstart's Ray job meets a foreign token.
-	$(BIN)/python -m pytest tests/integration/test_readme.py
+	$(BIN)/python -m pytest tests
 
 test-unit: $(STAMP)
 	$(BIN)/python -m pytest tests/unit

@@ -57,6 +57,8 @@ def main(argv: list[str]) -> int:
         log_to_driver=False,
         _temp_dir=str(paths.ray_sessions),
     )
+    gcs_address: str = context.address_info["gcs_address"]
+    _leave_address(gcs_address, paths.ray_sessions)
     # Ray installs a handler of its own while it starts.
     signal.signal(signal.SIGTERM, _stop)
     vital = [process.pid for process in descendants(os.getpid()) if process.name in _VITAL]
@@ -73,7 +75,7 @@ def main(argv: list[str]) -> int:
         Ready(
             api_url=api_url,
             dashboard_url=f"http://{context.dashboard_url}",
-            gcs_address=context.address_info["gcs_address"],
+            gcs_address=gcs_address,
         ),
     )
     while all(is_alive(pid) for pid in vital):
@@ -89,6 +91,14 @@ def _free_agent_port() -> None:
     from ray._private import parameter
 
     parameter.RayParams = functools.partial(parameter.RayParams, dashboard_agent_listen_port=0)
+
+
+def _leave_address(gcs_address: str, temp_dir: Path) -> None:
+    # `ray start` does this, `ray.init` does not. Without it the supervisor of a Ray job takes the address of any Ray
+    # that it finds running on the machine.
+    from ray._private import utils
+
+    utils.write_ray_address(gcs_address, str(temp_dir))
 
 
 def _stop(signum: int, frame: object) -> None:
