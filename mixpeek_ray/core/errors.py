@@ -4,6 +4,7 @@
 ``error_type`` (the name that published clients switch on)::
 
     MixpeekError                        500 internal_error
+    ├── InvalidCatalogError             500 invalid_catalog
     ├── AuthenticationError             401 unauthenticated
     │   └── InvalidApiKeyError          401 invalid_api_key
     ├── PermissionDeniedError           403 forbidden
@@ -28,6 +29,7 @@
     │   ├── InvalidVersionError         422 invalid_version
     │   ├── InvalidResourcesError       422 invalid_resources
     │   ├── UnsupportedFormatError      422 unsupported_format
+    │   ├── InputTooLongError           422 input_too_long
     │   └── ArchiveRefusedError         422 invalid_archive
     │       ├── EmptyArchiveError           422 empty_archive
     │       ├── NotTarGzError               422 not_tar_gz
@@ -44,7 +46,8 @@
     ├── CorruptStoreError               502 corrupt_store
     ├── UnavailableError                503 service_unavailable
     │   ├── RegistryUnavailableError    503 registry_unavailable
-    │   └── StorageUnavailableError     503 storage_unavailable
+    │   ├── StorageUnavailableError     503 storage_unavailable
+    │   └── WeightsUnavailableError     503 weights_unavailable
     └── InsufficientCapacityError       507 insufficient_capacity
         └── DiskFullError               507 disk_full
 
@@ -81,6 +84,12 @@ class MixpeekError(Exception):
 
 def _rebuild(cls: type[MixpeekError], message: str, details: dict[str, Any]) -> MixpeekError:
     return cls(message, **details)
+
+
+class InvalidCatalogError(MixpeekError):
+    """The file that describes the built-in models contradicts itself, or a model its description."""
+
+    code = "invalid_catalog"
 
 
 class AuthenticationError(MixpeekError):
@@ -227,6 +236,12 @@ class UnsupportedFormatError(ValidationError):
     code = "unsupported_format"
 
 
+class InputTooLongError(ValidationError):
+    """An input has more tokens than the model reads."""
+
+    code = "input_too_long"
+
+
 class ArchiveRefusedError(ValidationError):
     """The archive was received but may not be used."""
 
@@ -327,6 +342,12 @@ class StorageUnavailableError(UnavailableError):
     """The object store did not answer."""
 
     code = "storage_unavailable"
+
+
+class WeightsUnavailableError(UnavailableError):
+    """A built-in model whose weights this platform has not been given."""
+
+    code = "weights_unavailable"
 
 
 class InsufficientCapacityError(MixpeekError):

@@ -47,6 +47,13 @@ class Settings(BaseSettings):
         ge=0,
         description="Largest upload when Serve runs without HAProxy, which holds whole bodies in memory.",
     )
+    model_catalog: Path | None = Field(
+        default=None, description="YAML file that describes the built-in models; default: `configs/models.yaml`."
+    )
+    models_dir: Path | None = Field(
+        default=None,
+        description="Folder with weights of built-in models, one Hugging Face directory a model by its name; no download.",
+    )
     idle_timeout_s: float = Field(
         default=30.0, gt=0, description="Seconds a client may send nothing in the middle of a request."
     )
