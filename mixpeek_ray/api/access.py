@@ -25,6 +25,8 @@ class Access:
     needs_enterprise: bool = False
     # Uploads alone may carry an archive as their body.
     is_upload: bool = False
+    # A signed URL does in place of a key: clients send their parts without one, as to an object store.
+    takes_signed_url: bool = False
 
 
 def access_for(method: str, path: str) -> Access:
@@ -34,7 +36,14 @@ def access_for(method: str, path: str) -> Access:
         return Access(needs_key=False, role=role)
     match path.split("/")[2:]:
         case ["namespaces", _, "models", *rest]:
-            return Access(needs_key=True, role=role, needs_enterprise=True, is_upload=method == "POST" and not rest)
+            is_part = _is_part(method, rest)
+            is_upload = is_part or (method == "POST" and not rest)
+            return Access(
+                needs_key=True, role=role, needs_enterprise=True, is_upload=is_upload, takes_signed_url=is_part
+            )
+        case ["models", "uploads", *rest]:
+            is_part = _is_part(method, ["uploads", *rest])
+            return Access(needs_key=True, role=role, needs_enterprise=True, is_upload=is_part, takes_signed_url=is_part)
     return Access(needs_key=True, role=role)
 
 
@@ -59,6 +68,13 @@ def check_access(access: Access, principal: Principal) -> None:
 def is_plausible_id(text: str) -> bool:
     """Tell whether ``text`` could be an id at all, so that it may be looked up or logged."""
     return _PLAUSIBLE_ID.fullmatch(text) is not None
+
+
+def _is_part(method: str, below_models: list[str]) -> bool:
+    match below_models:
+        case ["uploads", _, "parts", _]:
+            return method == "PUT"
+    return False
 
 
 def _is_open(path: str) -> bool:

@@ -15,6 +15,7 @@ from mixpeek_ray.api.ports import Platform
 from mixpeek_ray.api.routes.health import build_health_router
 from mixpeek_ray.api.routes.models import build_models_router
 from mixpeek_ray.api.routes.namespaces import build_namespaces_router
+from mixpeek_ray.api.routes.uploads import build_upload_routers
 from mixpeek_ray.core.settings import Settings
 from mixpeek_ray.store.base import BlobStore
 
@@ -41,6 +42,9 @@ def create_app(
     install_error_handlers(app)
     app.include_router(build_health_router(platform))
     app.include_router(build_namespaces_router(platform))
+    # Before the models: `uploads` is the name of none.
+    for router in build_upload_routers(platform, store, new_upload_key=new_upload_key, max_part_bytes=max_upload_bytes):
+        app.include_router(router)
     app.include_router(
         build_models_router(platform, store, new_upload_key=new_upload_key, max_upload_bytes=max_upload_bytes)
     )

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, Path, Request, Security
+from fastapi import Depends, Header, Path, Request, Security
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 
 from mixpeek_ray.api.access import is_plausible_id
 from mixpeek_ray.api.context import context_of
-from mixpeek_ray.core.errors import AuthenticationError, ModelNotFoundError, NamespaceNotFoundError
+from mixpeek_ray.core.errors import (
+    AuthenticationError,
+    ModelNotFoundError,
+    NamespaceNotFoundError,
+    UploadNotFoundError,
+)
 from mixpeek_ray.core.records import Principal
+from mixpeek_ray.core.uploads import UploadRef
 
 
 class _ApiKey(SecurityBase):
@@ -38,6 +44,36 @@ async def _namespace_id(namespace_id: Annotated[str, Path(description="The names
     return namespace_id
 
 
+async def _upload_ref(request: Request, upload_id: Annotated[str, Path(description="The upload's id.")]) -> UploadRef:
+    principal = context_of(request.scope).principal
+    if principal is None or not is_plausible_id(upload_id):
+        raise UploadNotFoundError("There is no such upload: create one.")
+    return UploadRef(
+        upload_id=upload_id,
+        organization_id=principal.organization.organization_id,
+        namespace_id=await _named_namespace(request),
+    )
+
+
+async def _named_namespace(request: Request) -> str | None:
+    named = request.path_params.get("namespace_id") or request.headers.get("x-namespace")
+    if named is not None and not is_plausible_id(named):
+        raise NamespaceNotFoundError("There is no such namespace in your organization.")
+    return named
+
+
+async def document_namespace_path(
+    namespace_id: Annotated[str, Path(description="The namespace's id, ns_...")],
+) -> None:
+    """Show in the API's documentation that a router's prefix has a namespace."""
+
+
+async def document_namespace_header(
+    x_namespace: Annotated[str | None, Header(description="A namespace's id.")] = None,
+) -> None:
+    """Show in the API's documentation that a router's routes heed ``X-Namespace``."""
+
+
 async def _model_id(model_id: Annotated[str, Path(description="The model's id, such as my-model_1_0_0.")]) -> str:
     if not is_plausible_id(model_id):
         raise ModelNotFoundError("There is no such model in the namespace.")
@@ -47,3 +83,6 @@ async def _model_id(model_id: Annotated[str, Path(description="The model's id, s
 CurrentPrincipal = Annotated[Principal, Security(_ApiKey())]
 NamespaceId = Annotated[str, Depends(_namespace_id)]
 ModelId = Annotated[str, Depends(_model_id)]
+# The namespace in the path or in X-Namespace, None where neither names one.
+NamedNamespace = Annotated[str | None, Depends(_named_namespace)]
+UploadReference = Annotated[UploadRef, Depends(_upload_ref)]

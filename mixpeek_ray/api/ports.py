@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Protocol
 
 from mixpeek_ray.core.records import (
@@ -15,6 +16,47 @@ from mixpeek_ray.core.records import (
     UploadForm,
     UploadResult,
 )
+from mixpeek_ray.core.uploads import (
+    UploadAnnouncement,
+    UploadOutcome,
+    UploadPart,
+    UploadProgress,
+    UploadRef,
+    UploadSession,
+)
+
+
+class ResumableUploads(Protocol):
+    """The steps of an upload that comes in parts. Those that take an ``UploadRef`` raise ``UploadNotFoundError``."""
+
+    async def create(self, principal: Principal, namespace_id: str, announcement: UploadAnnouncement) -> UploadSession:
+        """Open an upload. Raises ``NamespaceNotFoundError``, ``QuotaExceededError``, ``VersionExistsError``."""
+
+    async def list(self, principal: Principal, namespace_id: str | None) -> Sequence[UploadProgress]:
+        """Return the uploads that were not confirmed, newest first; without a namespace, all the organisation's."""
+
+    async def find(self, ref: UploadRef) -> UploadProgress:
+        """Return an upload with what has arrived of it."""
+
+    async def admit_part(self, ref: UploadRef, number: int) -> int:
+        """Return how many bytes a part may have. Raises ``UploadClosedError``, ``ArchiveTooLargeError``."""
+
+    async def add_part(self, ref: UploadRef, number: int, archive: UploadedArchive) -> UploadPart:
+        """Make a blob a part, in place of an earlier one. Raises as ``admit_part``: then the blob is the caller's."""
+
+    async def assemble(
+        self, ref: UploadRef, size_bytes: int | None, sha256: str | None
+    ) -> tuple[UploadProgress, UploadedArchive | None]:
+        """Join the parts to the archive that is to be committed; None when the upload has its outcome already.
+
+        Raises ``UploadIncompleteError``, ``DigestMismatchError``, ``QuotaExceededError``, ``VersionExistsError``.
+        """
+
+    async def finish(self, ref: UploadRef, outcome: UploadOutcome) -> UploadProgress:
+        """Record how an upload ended and remove its bytes."""
+
+    async def abort(self, ref: UploadRef) -> None:
+        """Forget an upload and remove its bytes. Raises ``UploadClosedError`` while it is being confirmed."""
 
 
 class Platform(Protocol):
@@ -24,8 +66,18 @@ class Platform(Protocol):
     answer within the configured time, ``NamespaceNotFoundError`` when the namespace is not the principal's.
     """
 
+    @property
+    def resumable(self) -> ResumableUploads:
+        """Uploads that come in parts."""
+
     async def authenticate(self, api_key: str) -> Principal:
         """Return who the key speaks for. Raises ``InvalidApiKeyError``."""
+
+    async def sign_url(self, principal: Principal, path: str, expires_at: datetime) -> str:
+        """Return the query that lets its bearer PUT to ``path`` as ``principal``, until ``expires_at``."""
+
+    async def authenticate_url(self, path: str, query: str) -> Principal:
+        """Return who signed this URL. Raises ``InvalidApiKeyError``."""
 
     async def admit_upload(self, principal: Principal, namespace_id: str) -> None:
         """Return if an upload may begin. Raises ``NamespaceNotFoundError``, ``QuotaExceededError``."""
@@ -60,4 +112,4 @@ class Platform(Protocol):
         """Return what works, within 5 s whatever is broken."""
 
 
-__all__ = ["DeployResult", "Platform", "PlatformHealth", "UploadResult"]
+__all__ = ["DeployResult", "Platform", "PlatformHealth", "ResumableUploads", "UploadResult"]

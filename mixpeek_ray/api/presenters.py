@@ -104,6 +104,11 @@ def present_namespace(namespace: Namespace) -> NamespaceDocument:
     )
 
 
+def archive_url(namespace_id: str, model_id: str, sha256: str) -> str:
+    """Return the address that names a version's archive."""
+    return f"mixpeek://{namespace_id}/{model_id}/{sha256}.tar.gz"
+
+
 def _deploy_message(result: DeployResult) -> str:
     model_id = result.model.manifest.model_id
     if result.cached:
@@ -126,7 +131,7 @@ def _endpoint(manifest: ModelManifest) -> str:
 
 
 def _archive_url(manifest: ModelManifest) -> str:
-    return f"mixpeek://{manifest.namespace_id}/{manifest.model_id}/{manifest.archive_sha256}.tar.gz"
+    return archive_url(manifest.namespace_id, manifest.model_id, manifest.archive_sha256)
 
 
 def _resources(request: ResourceRequest) -> ResourceRequirements:

@@ -11,12 +11,14 @@ from mixpeek_ray.core import limits
 from mixpeek_ray.core.records import DeploymentStatus, ModelFormat, Role, Tier
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """What every body on the wire has in common."""
+
     # `model_id` and the like are the contract's names; pydantic reserves the prefix for its own methods.
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class ErrorDetail(_Body):
+class ErrorDetail(Body):
     """What went wrong: the name clients switch on, our stable code, and what to do."""
 
     type: str
@@ -25,7 +27,7 @@ class ErrorDetail(_Body):
     details: dict[str, Any] | None = None
 
 
-class ErrorResponse(_Body):
+class ErrorResponse(Body):
     """The answer from status 400 up."""
 
     success: Literal[False] = False
@@ -33,7 +35,7 @@ class ErrorResponse(_Body):
     error: ErrorDetail
 
 
-class ResourceRequirements(_Body):
+class ResourceRequirements(Body):
     """What one worker of a model needs; ``memory`` in bytes."""
 
     num_cpus: float = Field(default=limits.DEFAULT_CPUS, ge=limits.MIN_CPUS, le=limits.MAX_CPUS)
@@ -41,7 +43,7 @@ class ResourceRequirements(_Body):
     memory: int = limits.DEFAULT_MEMORY_BYTES
 
 
-class DeploymentInfo(_Body):
+class DeploymentInfo(Body):
     """How a deployed model is reached."""
 
     endpoint: str
@@ -49,21 +51,21 @@ class DeploymentInfo(_Body):
     deployed_at: datetime | None = None
 
 
-class ArchiveFile(_Body):
+class ArchiveFile(Body):
     """A file of an archive and its unpacked size."""
 
     path: str
     size_bytes: int
 
 
-class Failure(_Body):
+class Failure(Body):
     """Why the last deployment failed."""
 
     code: str
     message: str
 
 
-class ModelDocument(_Body):
+class ModelDocument(Body):
     """Everything about one model version; what an inspection found is null until there was one."""
 
     model_id: str
@@ -92,14 +94,14 @@ class ModelDocument(_Body):
     weights_bytes: int | None
 
 
-class ModelDetailResponse(_Body):
+class ModelDetailResponse(Body):
     """One model."""
 
     success: bool = True
     model: ModelDocument
 
 
-class ModelListItem(_Body):
+class ModelListItem(Body):
     """A model as lists show it; ``endpoint`` is null unless it is deployed."""
 
     model_id: str
@@ -115,7 +117,7 @@ class ModelListItem(_Body):
     updated_at: datetime
 
 
-class ModelListResponse(_Body):
+class ModelListResponse(Body):
     """A namespace's models, newest first."""
 
     success: bool = True
@@ -124,7 +126,7 @@ class ModelListResponse(_Body):
     namespace_id: str
 
 
-class ModelUploadResponse(_Body):
+class ModelUploadResponse(Body):
     """An accepted upload."""
 
     success: bool
@@ -134,7 +136,7 @@ class ModelUploadResponse(_Body):
     model_archive_url: str
 
 
-class ModelDeployResponse(_Body):
+class ModelDeployResponse(Body):
     """Where a deployment stands; ``cached`` when the model was deployed already."""
 
     success: bool
@@ -145,7 +147,7 @@ class ModelDeployResponse(_Body):
     message: str
 
 
-class ModelDeleteResponse(_Body):
+class ModelDeleteResponse(Body):
     """A model version is gone."""
 
     success: bool = True
@@ -153,13 +155,13 @@ class ModelDeleteResponse(_Body):
     message: str
 
 
-class NamespaceCreateRequest(_Body):
+class NamespaceCreateRequest(Body):
     """A namespace to make."""
 
     namespace_name: str = Field(description="1 to 64 letters, digits, '-' or '_', beginning with a letter or digit.")
 
 
-class NamespaceDocument(_Body):
+class NamespaceDocument(Body):
     """A container of models that belongs to one organisation."""
 
     namespace_id: str
@@ -167,7 +169,7 @@ class NamespaceDocument(_Body):
     created_at: datetime
 
 
-class NamespaceListResponse(_Body):
+class NamespaceListResponse(Body):
     """The organisation's namespaces, by id."""
 
     success: bool = True
@@ -175,7 +177,7 @@ class NamespaceListResponse(_Body):
     total: int
 
 
-class WhoAmIResponse(_Body):
+class WhoAmIResponse(Body):
     """Whom the key speaks for."""
 
     success: bool = True
@@ -186,7 +188,7 @@ class WhoAmIResponse(_Body):
     tier: Tier
 
 
-class HealthData(_Body):
+class HealthData(Body):
     """What works. Names are the contract's; ``vector_store`` and ``analytics`` are no part of this platform."""
 
     cache: bool = Field(description="Ray's object store, which holds the weights.")
@@ -198,7 +200,7 @@ class HealthData(_Body):
     analytics: bool | None = Field(default=None, description="Always null: there is none.")
 
 
-class HealthErrors(_Body):
+class HealthErrors(Body):
     """One sentence for each thing that is down."""
 
     cache: str | None = None
@@ -210,7 +212,7 @@ class HealthErrors(_Body):
     analytics: str | None = None
 
 
-class HealthResponse(_Body):
+class HealthResponse(Body):
     """Whether the platform works; answered with 200 also when it does not."""
 
     status: Literal["OK", "DEGRADED"]
@@ -219,7 +221,7 @@ class HealthResponse(_Body):
     meta: dict[str, Any] | None = None
 
 
-class LivenessResponse(_Body):
+class LivenessResponse(Body):
     """This replica answers."""
 
     status: Literal["OK"] = "OK"

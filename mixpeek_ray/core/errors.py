@@ -12,9 +12,12 @@
     ├── NotFoundError (LookupError)     404 not_found
     │   ├── NamespaceNotFoundError      404 namespace_not_found
     │   ├── ModelNotFoundError          404 model_not_found
+    │   ├── UploadNotFoundError         404 upload_not_found
     │   └── KeyNotFoundError            404 key_not_found
     ├── BadRequestError (ValueError)    400 bad_request
     │   ├── InvalidMultipartError       400 invalid_multipart
+    │   ├── DigestMismatchError         400 digest_mismatch
+    │   ├── UploadIncompleteError       400 upload_incomplete
     │   ├── MethodNotAllowedError       405 method_not_allowed
     │   ├── RequestTimeoutError         408 request_timeout
     │   ├── BodyTooLargeError           413 body_too_large
@@ -23,7 +26,8 @@
     │   ├── QuotaExceededError          409 quota_exceeded
     │   ├── VersionExistsError          409 version_exists
     │   ├── ModelBusyError              409 model_busy
-    │   └── ModelNotDeployedError       409 model_not_deployed
+    │   ├── ModelNotDeployedError       409 model_not_deployed
+    │   └── UploadClosedError           409 upload_closed
     ├── ValidationError (ValueError)    422 validation_error
     │   ├── InvalidNameError            422 invalid_name
     │   ├── InvalidVersionError         422 invalid_version
@@ -42,6 +46,8 @@
     │       ├── TooManyEntriesError         422 too_many_entries
     │       ├── FormatMismatchError         422 format_mismatch
     │       ├── UnsafePickleError           422 unsafe_pickle
+    │       ├── RemoteCodeNotAllowedError   422 remote_code_not_allowed
+    │       ├── UnsafeExternalDataError     422 unsafe_external_data
     │       └── InvalidWeightsError         422 invalid_weights
     ├── CorruptStoreError               502 corrupt_store
     ├── UnavailableError                503 service_unavailable
@@ -134,6 +140,12 @@ class ModelNotFoundError(NotFoundError):
     code = "model_not_found"
 
 
+class UploadNotFoundError(NotFoundError):
+    """No such resumable upload: unknown, aborted or expired (someone else's looks the same)."""
+
+    code = "upload_not_found"
+
+
 class KeyNotFoundError(NotFoundError):
     """No API key by that id."""
 
@@ -150,6 +162,18 @@ class InvalidMultipartError(BadRequestError):
     """The body is not the multipart form that an upload needs."""
 
     code = "invalid_multipart"
+
+
+class DigestMismatchError(BadRequestError):
+    """The bytes that arrived do not hash to the digest that was sent with them."""
+
+    code = "digest_mismatch"
+
+
+class UploadIncompleteError(BadRequestError):
+    """The parts of an upload are not the whole archive that was announced."""
+
+    code = "upload_incomplete"
 
 
 class MethodNotAllowedError(BadRequestError):
@@ -204,6 +228,12 @@ class ModelNotDeployedError(ConflictError):
     """The model exists but is not deployed."""
 
     code = "model_not_deployed"
+
+
+class UploadClosedError(ConflictError):
+    """A resumable upload that is being confirmed, or was, takes no more parts."""
+
+    code = "upload_closed"
 
 
 class ValidationError(MixpeekError, ValueError):
@@ -312,6 +342,18 @@ class UnsafePickleError(ArchiveRefusedError):
     """A pickle that would run code."""
 
     code = "unsafe_pickle"
+
+
+class RemoteCodeNotAllowedError(ArchiveRefusedError):
+    """A model directory with code of its own, or that asks for code from elsewhere."""
+
+    code = "remote_code_not_allowed"
+
+
+class UnsafeExternalDataError(ArchiveRefusedError):
+    """A model that keeps tensors in a file outside the archive, or beyond a file's end."""
+
+    code = "unsafe_external_data"
 
 
 class InvalidWeightsError(ArchiveRefusedError):

@@ -55,6 +55,11 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(8)}"
 
 
+def new_upload_id() -> str:
+    """Return a fresh id of a resumable upload (128 random bits: nobody comes across someone else's)."""
+    return f"upl_{secrets.token_hex(16)}"
+
+
 def _shown(value: str) -> str:
     # ascii() keeps control and bidirectional characters out of the answer and the log.
     return ascii(value if len(value) <= 80 else value[:77] + "...")

@@ -8,6 +8,8 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from urllib.parse import parse_qs, urlencode
 
 from mixpeek_ray.core.errors import InvalidApiKeyError
 from mixpeek_ray.core.records import ApiKey, Organization, Principal
@@ -15,6 +17,8 @@ from mixpeek_ray.core.records import ApiKey, Organization, Principal
 # "sk_" and 32 random bytes in URL-safe base64 without padding.
 _KEY = re.compile(r"sk_[A-Za-z0-9_-]{43}", re.ASCII)
 _KEY_RANDOM_BYTES = 32
+# Seconds since 1970 in a signed URL.
+_EXPIRES = re.compile(r"[0-9]{1,12}", re.ASCII)
 
 
 def new_api_key() -> str:
@@ -45,6 +49,7 @@ class KeyRing:
         self.version = snapshot.version
         self._secret = snapshot.secret
         self._keys: Mapping[str, ApiKey] = {key.digest: key for key in snapshot.keys if key.revoked_at is None}
+        self._keys_by_id = {key.key_id: key for key in self._keys.values()}
         self._organizations = {organization.organization_id: organization for organization in snapshot.organizations}
 
     def authenticate(self, api_key: str) -> Principal:
@@ -62,6 +67,37 @@ class KeyRing:
             raise InvalidApiKeyError(
                 "The API key is unknown or was revoked: create one with `mixpeek-ray keys create`."
             )
+        return self._principal(key)
+
+    def sign_url(self, key_id: str, path: str, expires_at: datetime) -> str:
+        """Return the query that lets its bearer PUT to ``path`` as the key would, until ``expires_at`` (whole seconds).
+
+        It ends with the key: one that is revoked takes its URLs along.
+        """
+        expires_s = int(expires_at.timestamp())
+        signature = self._url_signature(key_id, path, expires_s)
+        return urlencode({"key_id": key_id, "expires": expires_s, "signature": signature})
+
+    def authenticate_url(self, path: str, query: str) -> Principal:
+        """Return whose key signed ``path`` with ``query``. Raises ``InvalidApiKeyError``, also once it expired."""
+        found = parse_qs(query)
+        key_id, expires, signature = (found.get(name, [""])[0] for name in ("key_id", "expires", "signature"))
+        key = self._keys_by_id.get(key_id)
+        expires_s = int(expires) if _EXPIRES.fullmatch(expires) else 0
+        expected = self._url_signature(key_id, path, expires_s)
+        is_signed = hmac.compare_digest(expected.encode(), signature.encode())
+        if key is None or not is_signed or expires_s <= datetime.now(UTC).timestamp():
+            raise InvalidApiKeyError(
+                "This signed URL is not valid here: it expired, was changed, or its key was revoked. "
+                "Send an API key instead, or create another upload."
+            )
+        return self._principal(key)
+
+    def _url_signature(self, key_id: str, path: str, expires_s: int) -> str:
+        # No API key begins like this, so none of these is ever a key's digest.
+        return digest_key(self._secret, f"url\nPUT\n{path}\n{key_id}\n{expires_s}")
+
+    def _principal(self, key: ApiKey) -> Principal:
         organization = self._organizations.get(key.organization_id)
         if organization is None:
             raise InvalidApiKeyError("The API key's organisation no longer exists: use a key of another one.")

@@ -17,6 +17,13 @@ MAX_FORM_OVERHEAD_BYTES = 1 * MIB
 MAX_FORM_FIELDS = 32
 # The longest legitimate field is a 64-character name.
 MAX_FORM_FIELD_BYTES = 4 * KIB
+# A resumable upload: as many parts as S3 takes, so parts of 1 MiB still make the largest archive.
+MAX_UPLOAD_PARTS = 10_000
+# The part size a client is advised to use: little is lost with a connection, and a part's own cost stays small.
+UPLOAD_PART_BYTES = 64 * MIB
+# Open ones hold disk space that no quota counts yet; nobody sends more archives than this at a time.
+MAX_OPEN_UPLOADS_PER_NAMESPACE = 20
+
 # JSON bodies of management routes carry a few hundred bytes.
 MAX_JSON_BODY_BYTES = 1 * MIB
 

@@ -47,6 +47,9 @@ class Settings(BaseSettings):
         ge=0,
         description="Largest upload when Serve runs without HAProxy, which holds whole bodies in memory.",
     )
+    upload_lifetime_s: float = Field(
+        default=24 * 3600.0, gt=0, description="Seconds until a resumable upload that was not confirmed is removed."
+    )
     model_catalog: Path | None = Field(
         default=None, description="YAML file that describes the built-in models; default: `configs/models.yaml`."
     )

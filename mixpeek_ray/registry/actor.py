@@ -24,6 +24,14 @@ if TYPE_CHECKING:
         UploadedArchive,
         UploadForm,
     )
+    from mixpeek_ray.core.uploads import (
+        UploadAnnouncement,
+        UploadOutcome,
+        UploadPart,
+        UploadProgress,
+        UploadRef,
+        UploadSession,
+    )
     from mixpeek_ray.registry.accounts import CreatedKey
 
 
@@ -36,6 +44,8 @@ class RegistryConfig:
     spool_dir: str | None
     # Where the development organisation's key goes; None: make no such organisation.
     dev_key_path: str | None
+    # How long a resumable upload may take.
+    upload_lifetime_s: float
 
 
 class ModelRegistry:
@@ -56,6 +66,7 @@ class ModelRegistry:
         self._deployer = parts.deployer
         self._versions = parts.versions
         self._accounts = parts.accounts
+        self._uploads = parts.uploads
         self._housekeeper = parts.housekeeper
         self._account_lock = asyncio.Lock()
         self._housekeeping = asyncio.create_task(self._housekeeper.keep())
@@ -152,6 +163,52 @@ class ModelRegistry:
         """Remove a model version for good."""
         self._check_namespace(organization_id, key.namespace_id)
         await self._versions.delete(key)
+
+    # Resumable uploads: see registry.uploads for what each raises
+
+    async def create_upload(
+        self, upload_id: str, organization_id: str, namespace_id: str, announcement: UploadAnnouncement
+    ) -> UploadSession:
+        """Open an upload, making a development namespace on its first use."""
+        await self.admit_upload(organization_id, namespace_id)
+        return await self._uploads.create(upload_id, organization_id, namespace_id, announcement)
+
+    async def list_uploads(self, organization_id: str, namespace_id: str | None) -> tuple[UploadProgress, ...]:
+        """Return the uploads that were not confirmed, newest first."""
+        if namespace_id is not None:
+            self._check_namespace(organization_id, namespace_id)
+        return self._uploads.unconfirmed(organization_id, namespace_id)
+
+    async def find_upload(self, ref: UploadRef) -> UploadProgress:
+        """Return an upload with what has arrived of it."""
+        return self._uploads.find(self._checked(ref))
+
+    async def admit_part(self, ref: UploadRef, number: int) -> int:
+        """Return how many bytes a part may have."""
+        return self._uploads.admit_part(self._checked(ref), number)
+
+    async def add_part(self, ref: UploadRef, number: int, archive: UploadedArchive) -> UploadPart:
+        """Make a blob a part of an upload."""
+        return await self._uploads.add_part(self._checked(ref), number, archive)
+
+    async def assemble_upload(
+        self, ref: UploadRef, size_bytes: int | None, sha256: str | None
+    ) -> tuple[UploadProgress, UploadedArchive | None]:
+        """Join an upload's parts to the archive that is to be committed."""
+        return await self._uploads.assemble(self._checked(ref), size_bytes, sha256)
+
+    async def finish_upload(self, ref: UploadRef, outcome: UploadOutcome) -> UploadProgress:
+        """Record how an upload ended."""
+        return await self._uploads.finish(self._checked(ref), outcome)
+
+    async def abort_upload(self, ref: UploadRef) -> None:
+        """Forget an upload."""
+        await self._uploads.abort(self._checked(ref))
+
+    def _checked(self, ref: UploadRef) -> UploadRef:
+        if ref.namespace_id is not None:
+            self._check_namespace(ref.organization_id, ref.namespace_id)
+        return ref
 
     # Models, for loaders
 

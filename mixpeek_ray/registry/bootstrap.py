@@ -27,6 +27,7 @@ def ensure_registry(settings: Settings) -> Any:
         secret_path=str(settings.secret_path),
         spool_dir=_spool_dir(settings),
         dev_key_path=str(settings.dev_key_path) if settings.dev_organization else None,
+        upload_lifetime_s=settings.upload_lifetime_s,
     )
     return (
         ray.remote(ModelRegistry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Self
 
 import ray
@@ -28,6 +29,7 @@ from mixpeek_ray.core.settings import Settings
 from mixpeek_ray.registry.bootstrap import ensure_inspector, ensure_registry
 from mixpeek_ray.registry.calls import call, call_while_alive
 from mixpeek_ray.registry.state import ModelKey
+from mixpeek_ray.registry.uploads_client import UploadsClient
 
 _log = get_logger(__name__)
 
@@ -51,6 +53,7 @@ class RegistryClient:
         self._ingress = ingress
         self._registry = ensure_registry(settings)
         self._inspector = ensure_inspector(settings)
+        self.resumable = UploadsClient(self._registry, timeout_s=settings.registry_timeout_s)
         self._key_ring: KeyRing | None = None
         self._key_ring_read_at = 0.0
         self._key_lock = asyncio.Lock()
@@ -68,15 +71,20 @@ class RegistryClient:
 
     async def authenticate(self, api_key: str) -> Principal:
         """Return who the key speaks for. Raises ``InvalidApiKeyError``."""
-        if self._key_ring is None:
-            await self._read_keys()
-        assert self._key_ring is not None  # noqa: S101  # read above, or that raised
         try:
-            return self._key_ring.authenticate(api_key)
+            return (await self._keys()).authenticate(api_key)
         except InvalidApiKeyError:
             if not await self._reread_keys():
                 raise
-            return self._key_ring.authenticate(api_key)
+            return (await self._keys()).authenticate(api_key)
+
+    async def sign_url(self, principal: Principal, path: str, expires_at: datetime) -> str:
+        """Return the query that lets its bearer PUT to ``path`` as ``principal``."""
+        return (await self._keys()).sign_url(principal.key_id, path, expires_at)
+
+    async def authenticate_url(self, path: str, query: str) -> Principal:
+        """Return who signed this URL. Raises ``InvalidApiKeyError``."""
+        return (await self._keys()).authenticate_url(path, query)
 
     async def list_namespaces(self, principal: Principal) -> Sequence[Namespace]:
         """Return the organisation's namespaces, by id."""
@@ -162,6 +170,12 @@ class RegistryClient:
         return await call(getattr(self._registry, method).remote(*arguments), self._settings.registry_timeout_s)
 
     # Keys
+
+    async def _keys(self) -> KeyRing:
+        if self._key_ring is None:
+            await self._read_keys()
+        assert self._key_ring is not None  # noqa: S101  # read above, or that raised
+        return self._key_ring
 
     async def _read_keys(self) -> None:
         known = self._key_ring.version if self._key_ring is not None else None

@@ -1,4 +1,4 @@
-"""Removing what belongs to nobody: uploads whose ingress died, archives whose manifest was never written."""
+"""Removing what belongs to nobody: uploads that died or expired, archives whose manifest was never written."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import timedelta
 from mixpeek_ray.core.errors import StorageUnavailableError
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.registry.state import ModelCatalog, now
+from mixpeek_ray.registry.uploads import Uploads
 from mixpeek_ray.store.records import RecordStore
 
 _log = get_logger(__name__)
@@ -20,9 +21,10 @@ _UPLOAD_LIFETIME = timedelta(days=1)
 class Housekeeper:
     """Keeps the store free of left-overs. Methods that are not coroutines block on the store."""
 
-    def __init__(self, catalog: ModelCatalog, records: RecordStore) -> None:
+    def __init__(self, catalog: ModelCatalog, records: RecordStore, uploads: Uploads) -> None:
         self._catalog = catalog
         self._records = records
+        self._uploads = uploads
 
     def store_answers(self) -> bool:
         """Tell whether the store answers a question now."""
@@ -43,7 +45,7 @@ class Housekeeper:
         if not archives:
             return
         for archive_sha256 in self._records.list_archives():
-            if not self._catalog.references(archive_sha256):
+            if not self._catalog.references(archive_sha256) and not self._uploads.needs(archive_sha256):
                 self._records.delete_archive(archive_sha256)
 
     async def keep(self) -> None:
@@ -51,6 +53,7 @@ class Housekeeper:
         while True:
             await asyncio.sleep(_PERIOD_S)
             try:
+                await self._uploads.sweep()
                 await asyncio.to_thread(self._discard_old_uploads)
             except StorageUnavailableError:
                 _log.warning("uploads not cleaned up: the store does not answer")

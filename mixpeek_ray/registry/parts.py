@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
@@ -13,9 +14,11 @@ from mixpeek_ray.registry.deployer import Deployer
 from mixpeek_ray.registry.housekeeping import Housekeeper
 from mixpeek_ray.registry.locks import KeyedLocks
 from mixpeek_ray.registry.state import ModelCatalog
+from mixpeek_ray.registry.uploads import Uploads
 from mixpeek_ray.registry.versions import Versions
 from mixpeek_ray.store.factory import open_store
 from mixpeek_ray.store.records import RecordStore
+from mixpeek_ray.store.uploads import UploadStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,7 @@ class RegistryParts:
     deployer: Deployer
     versions: Versions
     accounts: Accounts
+    uploads: Uploads
     housekeeper: Housekeeper
 
     @classmethod
@@ -35,7 +39,8 @@ class RegistryParts:
         Blocks on the store, and must run on the actor's event loop. ``first_start``: this platform just started, so
         no upload can be under way and left-overs belong to nobody.
         """
-        records = RecordStore(open_store(config.store_url))
+        store = open_store(config.store_url)
+        records = RecordStore(store)
         catalog = ModelCatalog()
         manifests = records.load_manifests()
         catalog.restore(manifests.records)
@@ -44,7 +49,8 @@ class RegistryParts:
         accounts = Accounts(records, load_or_create_secret(Path(config.secret_path)))
         if config.dev_key_path is not None:
             accounts.bootstrap_development(Path(config.dev_key_path))
-        housekeeper = Housekeeper(catalog, records)
+        uploads = Uploads(catalog, UploadStore(store), lifetime=timedelta(seconds=config.upload_lifetime_s))
+        housekeeper = Housekeeper(catalog, records, uploads)
         if first_start:
             housekeeper.sweep(archives=not manifests.problems)
         _resume(records, deployer)
@@ -53,6 +59,7 @@ class RegistryParts:
             deployer=deployer,
             versions=Versions(catalog, records, locks, deployer),
             accounts=accounts,
+            uploads=uploads,
             housekeeper=housekeeper,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,6 +16,14 @@ class BlobInfo:
     key: str
     size_bytes: int
     modified_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobPiece:
+    """A blob that is to become a piece of a larger one, and the size it was stored with."""
+
+    key: str
+    size_bytes: int
 
 
 class BlobWriter(Protocol):
@@ -64,6 +72,13 @@ class BlobStore(Protocol):
 
     def promote(self, source: str, target: str) -> None:
         """Move a blob; ``target`` is replaced, and visible only when whole. Raises ``FileNotFoundError``."""
+
+    def join(self, pieces: Sequence[BlobPiece], target: str) -> None:
+        """Make one blob of several, in order, visible only when whole; the pieces are gone afterwards.
+
+        A call that failed or died may be made again with the same arguments, and carries on. The pieces belong to it
+        from the first call on: nobody else may use them. Raises ``FileNotFoundError`` when bytes of one are missing.
+        """
 
     def delete(self, key: str) -> None:
         """Remove a blob; removing one that is not there is no error."""

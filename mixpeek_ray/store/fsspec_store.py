@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,8 @@ from fsspec.spec import AbstractBufferedFile
 from mixpeek_ray.core.errors import MixpeekError, StorageUnavailableError, ValidationError
 from mixpeek_ray.core.limits import MIB
 from mixpeek_ray.core.logs import get_logger
-from mixpeek_ray.store.base import BlobInfo, BlobWriter
+from mixpeek_ray.store.base import BlobInfo, BlobPiece, BlobWriter
+from mixpeek_ray.store.join import join_by_copying
 from mixpeek_ray.store.keys import check_key, check_prefix
 
 _logger = get_logger(__name__)
@@ -101,6 +102,10 @@ class FsspecStore:
                 raise FileNotFoundError(f"no blob {source}")
             self._fs.cp_file(source_path, target_path)
         self.delete(source)
+
+    def join(self, pieces: Sequence[BlobPiece], target: str) -> None:
+        """Make one blob of several, in order, by reading and writing; the pieces are gone afterwards."""
+        join_by_copying(self, pieces, target)
 
     def delete(self, key: str) -> None:
         """Remove a blob; removing one that is not there is no error."""

@@ -7,6 +7,7 @@
     namespaces/{namespace_id}/models/{model_id}/deployment.json     DeploymentMarker: there when it should be deployed
     archives/{sha256}.tar.gz                                        an uploaded archive, shared by equal uploads
     uploads/{upload_id}                                             an archive before its manifest: temporary
+    resumable/{upload_id}/...                                       a resumable upload: see store.uploads
     auth/organizations/{organization_id}.json                       Organization
     auth/keys/{key_id}.json                                         ApiKey
 

@@ -7,7 +7,7 @@ import fcntl
 import io
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import BinaryIO
 
 from mixpeek_ray.core.errors import DiskFullError, MixpeekError, StorageUnavailableError
 from mixpeek_ray.core.logs import get_logger
-from mixpeek_ray.store.base import BlobInfo, BlobWriter
+from mixpeek_ray.store.base import BlobInfo, BlobPiece, BlobWriter
+from mixpeek_ray.store.join import append_in_place, delete_pieces
 from mixpeek_ray.store.keys import check_key, check_prefix
 
 _logger = get_logger(__name__)
@@ -80,6 +81,14 @@ class LocalStore:
                 raise self._not_found(source)
             self._replace(source_path, target)
             self._prune(source_path.parent)
+
+    def join(self, pieces: Sequence[BlobPiece], target: str) -> None:
+        """Append every piece to the first and move that to ``target``: never more than one piece lies there twice."""
+        if not self.exists(target):
+            with _answerable_errors():
+                append_in_place([(self._path(piece.key), piece.size_bytes) for piece in pieces])
+            self.promote(pieces[0].key, target)
+        delete_pieces(self, pieces)
 
     def delete(self, key: str) -> None:
         """Remove a blob, and the folders it leaves empty; removing one that is not there is no error."""

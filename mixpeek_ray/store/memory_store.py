@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
-from mixpeek_ray.store.base import BlobInfo, BlobWriter
+from mixpeek_ray.store.base import BlobInfo, BlobPiece, BlobWriter
+from mixpeek_ray.store.join import join_by_copying
 from mixpeek_ray.store.keys import check_key, check_prefix
 
 
@@ -63,6 +64,10 @@ class MemoryStore:
             if source not in self._blobs:
                 raise FileNotFoundError(f"no blob {source}")
             self._blobs[target] = self._blobs.pop(source)
+
+    def join(self, pieces: Sequence[BlobPiece], target: str) -> None:
+        """Make one blob of several, in order; the pieces are gone afterwards."""
+        join_by_copying(self, pieces, target)
 
     def delete(self, key: str) -> None:
         """Remove a blob; removing one that is not there is no error."""

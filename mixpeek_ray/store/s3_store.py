@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
@@ -9,7 +12,10 @@ import aiohttp
 import s3fs
 from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped] # no stubs are published
 
+from mixpeek_ray.core.limits import GIB, MIB
+from mixpeek_ray.store.base import BlobPiece
 from mixpeek_ray.store.fsspec_store import FsspecStore
+from mixpeek_ray.store.join import delete_pieces
 
 # botocore waits up to 1 and 2 s between these (503 and SlowDown included): an outage is an answer within seconds, a
 # throttled burst is no outage.
@@ -20,6 +26,11 @@ _OUTER_ATTEMPTS = 2
 # Callers of `create` that meet in the same moment are told to come again (409), by S3 itself.
 _CONFLICT_CODE = "ConditionalRequestConflict"
 _CONFLICT_ATTEMPTS = 5
+# What S3 takes as a part that it copies itself; the last one may be smaller.
+_MIN_COPIED_PART_BYTES = 5 * MIB
+_MAX_COPIED_PART_BYTES = 5 * GIB
+# Each copy is a request of about half a second that moves nothing through this process.
+_PARALLEL_COPIES = 8
 
 
 class S3Store(FsspecStore):
@@ -70,6 +81,36 @@ class S3Store(FsspecStore):
         with self._answerable_errors():
             self._fs.pipe_file(path, data)
 
+    def join(self, pieces: Sequence[BlobPiece], target: str) -> None:
+        """Make one blob of several, in order, within S3 where their sizes allow; the pieces are gone afterwards."""
+        if not _can_be_copied(pieces):
+            super().join(pieces, target)
+            return
+        if not self.exists(target):
+            self._copy_together(pieces, target)
+        delete_pieces(self, pieces)
+
+    def _copy_together(self, pieces: Sequence[BlobPiece], target: str) -> None:
+        bucket, _, key = self._path(target).partition("/")
+        with self._answerable_errors(target):
+            started = self._fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+            upload = {"Bucket": bucket, "Key": key, "UploadId": started["UploadId"]}
+
+            def copy(numbered: tuple[int, BlobPiece]) -> dict[str, Any]:
+                number, piece = numbered
+                source = self._path(piece.key)
+                copied = self._fs.call_s3("upload_part_copy", **upload, CopySource=source, PartNumber=number)
+                return {"PartNumber": number, "ETag": copied["CopyPartResult"]["ETag"]}
+
+            try:
+                with ThreadPoolExecutor(_PARALLEL_COPIES) as pool:
+                    parts = list(pool.map(copy, enumerate(pieces, start=1)))
+                self._fs.call_s3("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
+            except BaseException:
+                with suppress(*self.backend_errors):
+                    self._fs.call_s3("abort_multipart_upload", **upload)
+                raise
+
     def discard_abandoned(self, older_than: timedelta) -> int:
         """Abort multipart uploads below the root that began longer ago than ``older_than``; return how many."""
         bucket, _, prefix = self._root.partition("/")
@@ -94,6 +135,12 @@ class S3Store(FsspecStore):
 
     def _is_outage(self, error: OSError) -> bool:
         return _code_of(error) == "NoSuchBucket"
+
+
+def _can_be_copied(pieces: Sequence[BlobPiece]) -> bool:
+    return all(piece.size_bytes >= _MIN_COPIED_PART_BYTES for piece in pieces[:-1]) and all(
+        piece.size_bytes <= _MAX_COPIED_PART_BYTES for piece in pieces
+    )
 
 
 def _code_of(error: OSError) -> str | None:

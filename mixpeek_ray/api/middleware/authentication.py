@@ -6,11 +6,12 @@ import re
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mixpeek_ray.api.access import access_for, check_access
+from mixpeek_ray.api.access import Access, access_for, check_access
 from mixpeek_ray.api.context import context_of
 from mixpeek_ray.api.envelope import error_response
 from mixpeek_ray.api.ports import Platform
 from mixpeek_ray.core.errors import AuthenticationError, InvalidApiKeyError, MixpeekError
+from mixpeek_ray.core.records import Principal
 
 # Printable ASCII of any plausible length: what is no such thing is refused without asking the registry.
 _BEARER = re.compile(rb"bearer +([!-~]{1,256})", re.IGNORECASE)
@@ -32,13 +33,19 @@ class Authentication:
         access = access_for(scope["method"], scope["path"])
         if access.needs_key:
             try:
-                principal = await self._platform.authenticate(_api_key(scope))
+                principal = await self._principal(access, scope)
                 context_of(scope).principal = principal
                 check_access(access, principal)
             except MixpeekError as error:
                 await error_response(scope, error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    async def _principal(self, access: Access, scope: Scope) -> Principal:
+        has_key = any(name == b"authorization" for name, _ in scope["headers"])
+        if access.takes_signed_url and not has_key and b"signature=" in scope["query_string"]:
+            return await self._platform.authenticate_url(scope["path"], scope["query_string"].decode("latin-1"))
+        return await self._platform.authenticate(_api_key(scope))
 
 
 def _api_key(scope: Scope) -> str:

@@ -13,12 +13,12 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from mixpeek_ray.core.errors import ValidationError
-from mixpeek_ray.store.base import BlobStore
+from mixpeek_ray.store.base import BlobPiece, BlobStore
 from mixpeek_ray.store.factory import open_store
 from mixpeek_ray.store.fsspec_store import FsspecStore
 
 if TYPE_CHECKING:
-    from conftest import Bucket
+    from conftest import Bucket, S3Server
 
 MIB = 1024**2
 # Crosses several parts of a multipart upload (8 MiB) and ends inside one; no two MiB alike.
@@ -133,6 +133,36 @@ class BlobStoreConformance:
         assert store.read("archives/a/b/target") == BIG
         assert [blob.key for blob in store.list("")] == ["archives/a/b/target"]
 
+    @pytest.mark.parametrize("sizes_mib", [(1,), (5, 6, 1), (6, 1, 6)])
+    def test_join_makes_one_blob_and_leaves_no_piece(self, store: BlobStore, sizes_mib: tuple[int, ...]) -> None:
+        whole, pieces = put_pieces(store, sizes_mib)
+        store.join(pieces, "archives/whole")
+
+        assert store.read("archives/whole") == whole
+        assert [blob.key for blob in store.list("")] == ["archives/whole"]
+        assert self.leftovers(store) == 0
+        store.join(pieces, "archives/whole")
+        assert store.read("archives/whole") == whole
+
+    def test_join_finishes_what_died_before_the_pieces_were_gone(self, store: BlobStore) -> None:
+        whole, pieces = put_pieces(store, (1, 1))
+        store.put("archives/whole", whole)
+        store.delete(pieces[0].key)
+        store.join(pieces, "archives/whole")
+
+        assert store.read("archives/whole") == whole
+        assert [blob.key for blob in store.list("")] == ["archives/whole"]
+
+    @pytest.mark.parametrize("lost", [0, 1, 2])
+    def test_join_of_a_lost_piece_makes_nothing(self, store: BlobStore, lost: int) -> None:
+        _, pieces = put_pieces(store, (5, 5, 5))
+        store.delete(pieces[lost].key)
+
+        with pytest.raises(FileNotFoundError):
+            store.join(pieces, "archives/whole")
+        assert not store.exists("archives/whole")
+        assert self.leftovers(store) == 0
+
     def test_what_is_missing_is_file_not_found(self, store: BlobStore) -> None:
         store.put("folder/blob", b"")
 
@@ -221,6 +251,32 @@ class TestLocalStore(BlobStoreConformance):
         assert path is not None
         assert path.read_bytes() == b"bytes"
 
+    @pytest.mark.parametrize("copied_bytes", [0, 1, MIB - 1, MIB])
+    def test_join_carries_on_where_it_died(self, store: BlobStore, copied_bytes: int) -> None:
+        """As `kill -9` leaves it: a piece taken over and gone, the next one copied in part, the last untouched."""
+        whole, pieces = put_pieces(store, (1, 1, 1, 1))
+        first, second, third = (store.local_path(piece.key) for piece in pieces[:3])
+        first.write_bytes(first.read_bytes() + second.read_bytes() + third.read_bytes()[:copied_bytes])
+        second.unlink()
+        store.join(pieces, "archives/whole")
+
+        assert store.read("archives/whole") == whole
+        assert [blob.key for blob in store.list("")] == ["archives/whole"]
+
+    def test_join_keeps_one_piece_twice_at_most(self, store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        whole, pieces = put_pieces(store, (2, 2, 2, 2))
+        held = []
+        unlink = Path.unlink
+
+        def watched(path: Path, missing_ok: bool = False) -> None:
+            held.append(sum(blob.size_bytes for blob in store.list("")))
+            unlink(path, missing_ok=missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", watched)
+        store.join(pieces, "archives/whole")
+
+        assert max(held) == len(whole) + 2 * MIB
+
 
 class TestMemoryStore(BlobStoreConformance):
     @pytest.fixture
@@ -248,6 +304,29 @@ class TestS3Store(BlobStoreConformance):
     def leftovers(self, store: BlobStore) -> int:
         return self.bucket.unfinished_uploads
 
+    def test_join_moves_nothing_through_this_process(
+        self, store: BlobStore, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole, pieces = put_pieces(store, (5, 5, 1))
+        monkeypatch.setattr(store, "open_read", None)
+        monkeypatch.setattr(store, "open_write", None)
+        store.join(pieces, "archives/whole")
+
+        assert store.read("archives/whole") == whole
+
+    def test_join_that_fails_within_s3_leaves_the_pieces_and_no_upload(
+        self, store: BlobStore, s3_server: S3Server
+    ) -> None:
+        whole, pieces = put_pieces(store, (5, 5, 1))
+        store.delete(pieces[1].key)
+        with pytest.raises(FileNotFoundError):
+            store.join(pieces, "archives/whole")
+
+        assert self.leftovers(store) == 0
+        write(store, pieces[1].key, whole[5 * MIB : 10 * MIB])
+        store.join(pieces, "archives/whole")
+        assert store.read("archives/whole") == whole
+
     def test_a_bucket_without_prefix(self, store: BlobStore) -> None:
         whole = open_store(f"s3://{self.bucket.name}")
         whole.put("one", b"1")
@@ -263,6 +342,15 @@ class TestS3Store(BlobStoreConformance):
 
         assert store.exists("one")
         assert [blob.key for blob in store.list("")] == ["one"]
+
+
+def put_pieces(store: BlobStore, sizes_mib: tuple[int, ...]) -> tuple[bytes, list[BlobPiece]]:
+    """Write pieces of these sizes, no two alike; return what they make together, and them."""
+    contents = [bytes([number]) * (size * MIB) for number, size in enumerate(sizes_mib)]
+    pieces = [BlobPiece(key=f"pieces/{number:05}", size_bytes=len(content)) for number, content in enumerate(contents)]
+    for piece, content in zip(pieces, contents, strict=True):
+        write(store, piece.key, content)
+    return b"".join(contents), pieces
 
 
 def write(store: BlobStore, key: str, data: bytes) -> None:
