@@ -1,0 +1,188 @@
+"""BERT's forward pass over batches without padding, for BERT, RoBERTa and XLM-RoBERTa weights.
+
+Why not transformers' own: it computes padding, and its Python costs more than the arithmetic of a short text. The
+weights are used where they lie; only matrices that are not stored in the dtype of the products are copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from mixpeek_ray.core.errors import InvalidWeightsError
+from mixpeek_ray.families.networks.base import Run, TokenBatch
+
+_TABLE = "embeddings.word_embeddings.weight"
+# Model types of this architecture, and whether positions count from behind the padding id, as RoBERTa's do.
+_MODEL_TYPES = {"bert": False, "roberta": True, "xlm-roberta": True, "camembert": True}
+
+
+def computes(config: Mapping[str, Any]) -> bool:
+    """Tell whether the model that ``config`` describes is BERT's encoder, unaltered."""
+    return (
+        config.get("model_type") in _MODEL_TYPES
+        and config.get("hidden_act", "gelu") == "gelu"
+        and config.get("position_embedding_type", "absolute") == "absolute"
+        and not config.get("is_decoder")
+        and not config.get("add_cross_attention")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensors:
+    """A checkpoint's tensors by the names of this architecture, whatever a saver put before them."""
+
+    by_name: Mapping[str, torch.Tensor]
+    prefix: str
+
+    @classmethod
+    def of(cls, state_dict: Mapping[str, torch.Tensor]) -> Tensors:
+        """Return the tensors of ``state_dict``. Raises ``InvalidWeightsError`` when it holds no BERT."""
+        # TensorFlow's names of a LayerNorm's weight and bias survive in checkpoints of 2018 and 2019.
+        renamed = {
+            name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
+            for name, tensor in state_dict.items()
+        }
+        tables = [name for name in renamed if name.endswith(_TABLE)]
+        if len(tables) != 1:
+            raise InvalidWeightsError(f"The weights hold {len(tables)} tensors named {_TABLE!r} where one is needed.")
+        return cls(by_name=renamed, prefix=tables[0].removesuffix(_TABLE))
+
+    def encoder(self, name: str) -> torch.Tensor:
+        """Return a tensor of the encoder itself. Raises ``InvalidWeightsError`` when it is absent."""
+        return self.head(self.prefix + name)
+
+    def head(self, name: str) -> torch.Tensor:
+        """Return a tensor beside the encoder. Raises ``InvalidWeightsError`` when it is absent."""
+        try:
+            return self.by_name[name]
+        except KeyError:
+            raise InvalidWeightsError(
+                f"The weights hold no tensor {name!r}: they do not match the model's config.json."
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Linear:
+    """A matrix product in its weight's dtype."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return [tokens, out] in the weight's dtype."""
+        return functional.linear(rows.to(self.weight.dtype), self.weight, self.bias)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerNorm:
+    """A LayerNorm in float32."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    epsilon: float
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return float32 [tokens, width]."""
+        return functional.layer_norm(rows, self.weight.shape, self.weight, self.bias, self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Layer:
+    query: Linear
+    key: Linear
+    value: Linear
+    attended: Linear
+    attended_norm: LayerNorm
+    up: Linear
+    down: Linear
+    down_norm: LayerNorm
+
+
+class BertEncoder:
+    """Last hidden states of BERT."""
+
+    def __init__(self, tensors: Tensors, config: Mapping[str, Any], dtype: torch.dtype) -> None:
+        """Build over ``tensors``; matrices are multiplied in ``dtype``.
+
+        Raises ``InvalidWeightsError`` when a tensor that ``config`` promises is absent.
+        """
+        self.epsilon = float(config.get("layer_norm_eps", 1e-12))
+        self._tensors, self._dtype = tensors, dtype
+        self._heads = int(config["num_attention_heads"])
+        self._words = tensors.encoder(_TABLE)
+        self._positions = tensors.encoder("embeddings.position_embeddings.weight")
+        self._types = tensors.encoder("embeddings.token_type_embeddings.weight")
+        self._norm = self.norm(tensors.prefix + "embeddings.LayerNorm")
+        self._layers = [self._layer(index) for index in range(int(config["num_hidden_layers"]))]
+        offset_by_padding = _MODEL_TYPES[config["model_type"]]
+        self._first_position = int(config.get("pad_token_id", 1)) + 1 if offset_by_padding else 0
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text that has positions."""
+        return len(self._positions) - self._first_position
+
+    @property
+    def words(self) -> torch.Tensor:
+        """The table of word embeddings, [vocabulary, width]."""
+        return self._words
+
+    def linear(self, name: str) -> Linear:
+        """Return the matrix called ``name`` in full. Raises ``InvalidWeightsError`` when it is absent."""
+        weight = self._tensors.head(f"{name}.weight")
+        return Linear(weight=weight.to(self._dtype), bias=self._tensors.head(f"{name}.bias").to(self._dtype))
+
+    def norm(self, name: str) -> LayerNorm:
+        """Return the LayerNorm called ``name`` in full. Raises ``InvalidWeightsError`` when it is absent."""
+        weight, bias = self._tensors.head(f"{name}.weight"), self._tensors.head(f"{name}.bias")
+        return LayerNorm(weight=weight.float(), bias=bias.float(), epsilon=self.epsilon)
+
+    def __call__(self, batch: TokenBatch) -> torch.Tensor:
+        """Return float32 [tokens, width]."""
+        rows = self._embedded(batch)
+        runs = list(batch.runs())
+        for layer in self._layers:
+            rows = layer.attended_norm(rows + layer.attended(self._attend(layer, rows, runs)))
+            rows = layer.down_norm(rows + layer.down(functional.gelu(layer.up(rows))))
+        return rows
+
+    def _embedded(self, batch: TokenBatch) -> torch.Tensor:
+        # Looked up as stored and added as float32, in the reference's order.
+        words = functional.embedding(batch.ids, self._words).float()
+        types = self._types[0] if batch.type_ids is None else functional.embedding(batch.type_ids, self._types)
+        positions = functional.embedding(batch.positions + self._first_position, self._positions)
+        return self._norm(words + types.float() + positions.float())
+
+    def _attend(self, layer: _Layer, rows: torch.Tensor, runs: list[Run]) -> torch.Tensor:
+        rows = rows.to(self._dtype)
+        query, key, value = layer.query(rows), layer.key(rows), layer.value(rows)
+        attended = [self._attend_run(run, query, key, value) for run in runs]
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+    def _attend_run(self, run: Run, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        shape = (run.texts, run.length, self._heads, -1)
+        # [texts, heads, tokens, width of a head]
+        queries, keys, values = (part[run.start : run.stop].view(shape).transpose(1, 2) for part in (query, key, value))
+        mask = None
+        if run.visible is not None:
+            mask = (torch.arange(run.length) < torch.tensor(run.visible).unsqueeze(1))[:, None, None, :]
+        found = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        return found.transpose(1, 2).reshape(run.stop - run.start, -1)
+
+    def _layer(self, index: int) -> _Layer:
+        inside = f"{self._tensors.prefix}encoder.layer.{index}."
+        return _Layer(
+            query=self.linear(inside + "attention.self.query"),
+            key=self.linear(inside + "attention.self.key"),
+            value=self.linear(inside + "attention.self.value"),
+            attended=self.linear(inside + "attention.output.dense"),
+            attended_norm=self.norm(inside + "attention.output.LayerNorm"),
+            up=self.linear(inside + "intermediate.dense"),
+            down=self.linear(inside + "output.dense"),
+            down_norm=self.norm(inside + "output.LayerNorm"),
+        )
