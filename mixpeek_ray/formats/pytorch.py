@@ -1,17 +1,20 @@
-"""Weights in PyTorch files: a state_dict saved with ``torch.save``, read with ``weights_only`` and nothing else."""
+"""PyTorch files: a state_dict from ``torch.save``, read with ``weights_only`` and nothing else; or TorchScript."""
 
 from __future__ import annotations
 
 import pickle  # for the error that torch.load raises
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixpeek_ray.core.errors import FormatMismatchError, InvalidWeightsError, UnsafePickleError
-from mixpeek_ray.core.records import ModelFormat
+from mixpeek_ray.core.records import FileInfo, ModelFormat, ModelKind
+from mixpeek_ray.formats.base import OpenedModel
 from mixpeek_ray.formats.pickle_scan import StorageClaim, scan
 from mixpeek_ray.formats.tensors import check_state_dict, shown
+from mixpeek_ray.formats.torchscript import is_torchscript, open_torchscript
+from mixpeek_ray.formats.weight_files import find_weight_files, open_shards
 from mixpeek_ray.formats.zip_check import MAX_PICKLE_BYTES, ZipRecord, read_records, require_stored
 
 if TYPE_CHECKING:
@@ -28,29 +31,65 @@ _ELEMENT_BYTES = {
     "LongStorage": 8, "DoubleStorage": 8, "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16,
 }  # fmt: skip
 
+# Where training loops and Lightning put the weights, beside an optimizer's state, counters and settings.
+_WEIGHT_KEYS = ("state_dict", "model_state_dict", "model")
+_OPTIMIZER_KEYS = {"state", "param_groups"}
+
 
 class PyTorchFormat:
-    """One ``.pt``, ``.pth`` or ``.bin`` file with a state_dict, or with one under the key ``state_dict``."""
+    """A file of ``torch.save`` with a state_dict, the shards of one model, or a file of ``torch.jit.save``."""
 
     model_format = ModelFormat.PYTORCH
-    extensions = frozenset({".pt", ".pth", ".bin"})
+    extensions = frozenset({".pt", ".pth", ".bin", ".ckpt"})
+
+    def open_folder(self, folder: Path, files: Sequence[FileInfo]) -> OpenedModel:
+        """Check the weight files and return their tensors as copy-on-write views.
+
+        Of a training checkpoint, only its weights. Raises ``FormatMismatchError``, ``InvalidWeightsError``,
+        ``UnsafePickleError``, ``UnsafePathError``.
+        """
+        chosen = find_weight_files(files, self.model_format, self.extensions)
+        if len(chosen.paths) > 1:
+            return OpenedModel(kind=ModelKind.STATE_DICT, tensors=open_shards(folder, chosen, open_pytorch))
+        path = folder / chosen.paths[0]
+        records = _read_zip(path)
+        if is_torchscript(records):
+            return open_torchscript(path, records)
+        return OpenedModel(kind=ModelKind.STATE_DICT, tensors=_open_zip(path, records), weight_file=path)
 
     def open(self, path: Path) -> OrderedDict[str, torch.Tensor]:
-        """Check the file and return its state_dict, whose tensors are copy-on-write views of it.
+        return open_pytorch(path)
 
-        Raises ``InvalidWeightsError``, ``UnsafePickleError``, ``FormatMismatchError``.
-        """
-        with path.open("rb") as file:
-            if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
-                file.seek(0)
-                _refuse_unzipped(file.read(MAX_PICKLE_BYTES))
-            records = read_records(path)
-            program = _find_pickle(records)
-            require_stored(records.values())
-            file.seek(program.start)
-            claims = scan(file.read(program.size))
-        _check_claims(claims, records)
-        return check_state_dict(_unwrap(_load(path)))
+
+def open_pytorch(path: Path) -> OrderedDict[str, torch.Tensor]:
+    """Check the file and return its state_dict, whose tensors are copy-on-write views of it.
+
+    Raises ``InvalidWeightsError``, ``UnsafePickleError``, and ``FormatMismatchError``, also for TorchScript.
+    """
+    records = _read_zip(path)
+    if is_torchscript(records):
+        raise FormatMismatchError(
+            "The file is a TorchScript archive, which does not belong here: save model.state_dict() with torch.save."
+        )
+    return _open_zip(path, records)
+
+
+def _read_zip(path: Path) -> dict[str, ZipRecord]:
+    with path.open("rb") as file:
+        if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
+            file.seek(0)
+            _refuse_unzipped(file.read(MAX_PICKLE_BYTES))
+    return read_records(path)
+
+
+def _open_zip(path: Path, records: Mapping[str, ZipRecord]) -> OrderedDict[str, torch.Tensor]:
+    program = _find_pickle(records)
+    require_stored(records.values())
+    with path.open("rb") as file:
+        file.seek(program.start)
+        claims = scan(file.read(program.size))
+    _check_claims(claims, records)
+    return check_state_dict(_unwrap(_load(path)))
 
 
 def _refuse_unzipped(head: bytes) -> None:
@@ -65,10 +104,6 @@ def _refuse_unzipped(head: bytes) -> None:
 
 
 def _find_pickle(records: Mapping[str, ZipRecord]) -> ZipRecord:
-    if "constants.pkl" in records or any(name.startswith("code/") for name in records):
-        raise FormatMismatchError(
-            "The file is a TorchScript archive, which is not supported yet: save model.state_dict() with torch.save."
-        )
     if "data.pkl" not in records:
         raise FormatMismatchError("The file is a zip but holds no state_dict: save model.state_dict() with torch.save.")
     if records["data.pkl"].size > MAX_PICKLE_BYTES:
@@ -105,6 +140,18 @@ def _load(path: Path) -> Any:
 
 
 def _unwrap(value: Any) -> Any:
-    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
-        return value["state_dict"]
-    return value
+    """Return the weights of a training checkpoint; anything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    wrapped = [key for key in _WEIGHT_KEYS if isinstance(value.get(key), dict)]
+    if len(wrapped) > 1:
+        raise FormatMismatchError(
+            f"The file holds weights under {' and '.join(map(shown, wrapped))}: save the state_dict to serve alone."
+        )
+    weights = value[wrapped[0]] if wrapped else value
+    states = {key for key, entry in weights.items() if isinstance(key, str) and isinstance(entry, dict | list)}
+    if states >= _OPTIMIZER_KEYS or any("optimizer" in key for key in states):
+        raise FormatMismatchError(
+            "The file holds the state of an optimizer, which has no weights to serve: save model.state_dict() instead."
+        )
+    return weights

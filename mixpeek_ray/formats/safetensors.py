@@ -9,15 +9,18 @@ import json
 import math
 import mmap
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mixpeek_ray.core.errors import InvalidWeightsError
 from mixpeek_ray.core.limits import MIB
-from mixpeek_ray.core.records import ModelFormat
+from mixpeek_ray.core.records import FileInfo, ModelFormat, ModelKind
+from mixpeek_ray.formats.base import OpenedModel
 from mixpeek_ray.formats.packed import dtype_table
 from mixpeek_ray.formats.tensors import MAX_RANK, check_state_dict, shown
+from mixpeek_ray.formats.weight_files import find_weight_files, open_shards
 
 if TYPE_CHECKING:
     import torch
@@ -46,28 +49,43 @@ class _Entry:
 
 
 class SafetensorsFormat:
-    """One ``.safetensors`` file."""
+    """One ``.safetensors`` file, or the shards of one model."""
 
     model_format = ModelFormat.SAFETENSORS
     extensions = frozenset({".safetensors"})
 
-    def open(self, path: Path) -> OrderedDict[str, torch.Tensor]:
-        """Check the file and return its tensors, in file order, as copy-on-write views of it.
+    def open_folder(self, folder: Path, files: Sequence[FileInfo]) -> OpenedModel:
+        """Check the weight files and return their tensors, in file order, as copy-on-write views.
 
-        Raises ``InvalidWeightsError``.
+        Raises ``FormatMismatchError``, ``InvalidWeightsError``, ``UnsafePathError``.
         """
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            if size < _LENGTH_BYTES:
-                _refuse(f"it has {size} bytes, fewer than a header's length takes")
-            header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            if not 0 < header_bytes <= min(size - _LENGTH_BYTES, _MAX_HEADER_BYTES):
-                _refuse(f"a header of {header_bytes} bytes does not fit a file of {size} (limit {_MAX_HEADER_BYTES})")
-            entries = _parse_header(file.read(header_bytes))
-            data_start = _LENGTH_BYTES + header_bytes
-            _check_coverage(entries, size - data_start)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return check_state_dict(OrderedDict((entry.name, _view(entry, mapped, data_start)) for entry in entries))
+        chosen = find_weight_files(files, self.model_format, self.extensions)
+        if len(chosen.paths) > 1:
+            return OpenedModel(kind=ModelKind.STATE_DICT, tensors=open_shards(folder, chosen, open_safetensors))
+        path = folder / chosen.paths[0]
+        return OpenedModel(kind=ModelKind.STATE_DICT, tensors=open_safetensors(path), weight_file=path)
+
+    def open(self, path: Path) -> OrderedDict[str, torch.Tensor]:
+        return open_safetensors(path)
+
+
+def open_safetensors(path: Path) -> OrderedDict[str, torch.Tensor]:
+    """Check the file and return its tensors, in file order, as copy-on-write views of it.
+
+    Raises ``InvalidWeightsError``.
+    """
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        if size < _LENGTH_BYTES:
+            _refuse(f"it has {size} bytes, fewer than a header's length takes")
+        header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        if not 0 < header_bytes <= min(size - _LENGTH_BYTES, _MAX_HEADER_BYTES):
+            _refuse(f"a header of {header_bytes} bytes does not fit a file of {size} (limit {_MAX_HEADER_BYTES})")
+        entries = _parse_header(file.read(header_bytes))
+        data_start = _LENGTH_BYTES + header_bytes
+        _check_coverage(entries, size - data_start)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return check_state_dict(OrderedDict((entry.name, _view(entry, mapped, data_start)) for entry in entries))
 
 
 def _view(entry: _Entry, mapped: mmap.mmap, data_start: int) -> torch.Tensor:

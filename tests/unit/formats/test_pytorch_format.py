@@ -135,12 +135,12 @@ def test_torch_refuses_what_the_dry_run_lets_through(
     [
         torch.zeros(2),
         [torch.zeros(2)],
-        {"model": {"w": torch.zeros(2)}},
+        {"net": {"w": torch.zeros(2)}},
+        {"model": {"ema": {"w": torch.zeros(2)}}},
         {"w": torch.zeros(2), "epoch": 3},
         {1: torch.zeros(2)},
-        torch.optim.Adam([torch.zeros(2, requires_grad=True)]).state_dict(),
     ],
-    ids=["tensor", "list", "nested", "extra", "number", "optimizer"],
+    ids=["tensor", "list", "nested", "nested twice", "extra", "number"],
 )
 def test_other_values_than_state_dicts(value: Any, torch_file: Save, open_file: Open) -> None:
     with pytest.raises(FormatMismatchError, match=r"state_dict\(\)"):
