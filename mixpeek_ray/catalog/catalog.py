@@ -124,9 +124,9 @@ def _first_problem(error: PydanticError, data: Any) -> str:
     problem = error.errors(include_url=False)[0]
     where = list(problem["loc"])
     if where[:1] == ["models"] and len(where) > 1 and isinstance(where[1], int):
-        # The part after the index is the family that the discriminator chose.
-        field = ".".join(str(part) for part in where[3:]) or "family"
-        subject = f"model {_name_of(data, where[1])}, field {field!a}"
+        # What follows the index is the family that the discriminator chose; a rule between fields names them itself.
+        field = ".".join(str(part) for part in where[3:])
+        subject = f"model {_name_of(data, where[1])}" + (f", field {field!a}" if field else "")
     else:
         field = ".".join(str(part) for part in where) or "models"
         subject = f"field {field!a}"

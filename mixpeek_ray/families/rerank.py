@@ -13,7 +13,7 @@ from mixpeek_ray.families.base import FloatArray, Item, Truncate
 from mixpeek_ray.families.networks.base import build_batch
 from mixpeek_ray.families.networks.build import build_network
 from mixpeek_ray.families.networks.transformers import Head
-from mixpeek_ray.families.tokens import TextTokenizer
+from mixpeek_ray.families.tokens import TextTokenizer, checked
 from mixpeek_ray.families.weights import WeightsSource
 
 
@@ -33,9 +33,9 @@ class RerankFamily:
         Raises ``InputTooLongError`` with a document's index and the pair's tokens when ``truncate`` is NONE.
         """
         limit = self.card.limits.max_tokens
-        question, *contents = self._tokenizer.encode([query, *documents])
+        question = self._tokenizer.encode([checked(query, "The query", field="query")])[0]
         items = []
-        for index, content in enumerate(contents):
+        for index, content in enumerate(self._tokenizer.encode(documents)):
             ids, type_ids = self._tokenizer.pair(question, content, index=index, limit=limit, truncate=truncate)
             items.append(Item(ids=ids, type_ids=type_ids))
         return items

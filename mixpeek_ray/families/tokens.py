@@ -100,7 +100,11 @@ class TextTokenizer:
         Raises ``ValidationError``, naming the input's index, for ids outside the vocabulary and text that is not
         Unicode.
         """
-        texts = [_checked_text(text, index) for index, text in enumerate(inputs) if isinstance(text, str)]
+        texts = [
+            checked(given, f"Input {index}", index=index)
+            for index, given in enumerate(inputs)
+            if isinstance(given, str)
+        ]
         encoded = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False) if texts else ())
         return [
             next(encoded).ids if isinstance(given, str) else self._checked_ids(given, index)
@@ -145,13 +149,13 @@ class TextTokenizer:
         return content
 
 
-def _checked_text(text: str, index: int) -> str:
+def checked(text: str, name: str, **details: Any) -> str:
+    """Return ``text`` if it is Unicode; raise ``ValidationError``, which calls it ``name``, otherwise."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValidationError(
-            f"Input {index} is not Unicode text: it holds half a surrogate pair at character {error.start}.",
-            index=index,
+            f"{name} is not Unicode text: it holds half a surrogate pair at character {error.start}.", **details
         ) from None
     return text
 

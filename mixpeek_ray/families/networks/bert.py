@@ -15,6 +15,9 @@ from torch.nn import functional
 
 from mixpeek_ray.core.errors import InvalidWeightsError
 from mixpeek_ray.families.networks.base import Run, TokenBatch
+from mixpeek_ray.families.networks.layers import PACKED_AT_MOST_BYTES, LayerNorm, Linear, PackedLinear, can_pack
+
+AnyLinear = Linear | PackedLinear
 
 _TABLE = "embeddings.word_embeddings.weight"
 # Model types of this architecture, and whether positions count from behind the padding id, as RoBERTa's do.
@@ -67,39 +70,14 @@ class Tensors:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Linear:
-    """A matrix product in its weight's dtype."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return [tokens, out] in the weight's dtype."""
-        return functional.linear(rows.to(self.weight.dtype), self.weight, self.bias)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LayerNorm:
-    """A LayerNorm in float32."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    epsilon: float
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return float32 [tokens, width]."""
-        return functional.layer_norm(rows, self.weight.shape, self.weight, self.bias, self.epsilon)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class _Layer:
-    query: Linear
-    key: Linear
-    value: Linear
-    attended: Linear
+    query: AnyLinear
+    key: AnyLinear
+    value: AnyLinear
+    attended: AnyLinear
     attended_norm: LayerNorm
-    up: Linear
-    down: Linear
+    up: AnyLinear
+    down: AnyLinear
     down_norm: LayerNorm
 
 
@@ -118,6 +96,7 @@ class BertEncoder:
         self._positions = tensors.encoder("embeddings.position_embeddings.weight")
         self._types = tensors.encoder("embeddings.token_type_embeddings.weight")
         self._norm = self.norm(tensors.prefix + "embeddings.LayerNorm")
+        self._packed = self._packs()
         self._layers = [self._layer(index) for index in range(int(config["num_hidden_layers"]))]
         offset_by_padding = _MODEL_TYPES[config["model_type"]]
         self._first_position = int(config.get("pad_token_id", 1)) + 1 if offset_by_padding else 0
@@ -132,10 +111,11 @@ class BertEncoder:
         """The table of word embeddings, [vocabulary, width]."""
         return self._words
 
-    def linear(self, name: str) -> Linear:
+    def linear(self, name: str) -> AnyLinear:
         """Return the matrix called ``name`` in full. Raises ``InvalidWeightsError`` when it is absent."""
-        weight = self._tensors.head(f"{name}.weight")
-        return Linear(weight=weight.to(self._dtype), bias=self._tensors.head(f"{name}.bias").to(self._dtype))
+        weight, bias = self._tensors.head(f"{name}.weight"), self._tensors.head(f"{name}.bias")
+        linear = Linear(weight=weight.to(self._dtype), bias=bias.to(self._dtype))
+        return PackedLinear(linear) if self._packed else linear
 
     def norm(self, name: str) -> LayerNorm:
         """Return the LayerNorm called ``name`` in full. Raises ``InvalidWeightsError`` when it is absent."""
@@ -173,6 +153,11 @@ class BertEncoder:
             mask = (torch.arange(run.length) < torch.tensor(run.visible).unsqueeze(1))[:, None, None, :]
         found = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return found.transpose(1, 2).reshape(run.stop - run.start, -1)
+
+    def _packs(self) -> bool:
+        inside = f"{self._tensors.prefix}encoder.layer."
+        elements = sum(tensor.numel() for name, tensor in self._tensors.by_name.items() if name.startswith(inside))
+        return elements * self._dtype.itemsize <= PACKED_AT_MOST_BYTES and can_pack()
 
     def _layer(self, index: int) -> _Layer:
         inside = f"{self._tensors.prefix}encoder.layer.{index}."

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 from mixpeek_ray.families.networks.base import TokenBatch
-from mixpeek_ray.families.networks.bert import BertEncoder, Linear, Tensors
+from mixpeek_ray.families.networks.bert import BertEncoder, Tensors
+from mixpeek_ray.families.networks.layers import Linear
 
 
 class MaskedLanguageModel:
