@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from mixpeek_ray.core.errors import InvalidWeightsError, UnsafePickleError
+from mixpeek_ray.core.errors import ArchiveRefusedError, InvalidWeightsError, UnsafePickleError
 from mixpeek_ray.core.limits import MIB
 from mixpeek_ray.formats.pickle_scan import StorageClaim
 from mixpeek_ray.formats.tensors import MAX_RANK, MAX_TENSORS, shown
@@ -129,6 +129,8 @@ class _Reader:
                 end = (position or 0) + 1
             if end != len(data) or self._marks or len(self._stack) != 1:
                 raise _Damaged
+        except ArchiveRefusedError:
+            raise
         except (_Damaged, ValueError, LookupError, OverflowError, MemoryError):
             _refuse("its pickle is damaged")
         return self._stack[0]
