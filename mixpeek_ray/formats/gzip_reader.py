@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from isal import igzip_lib, isal_zlib
 
@@ -15,14 +16,17 @@ from mixpeek_ray.core.errors import (
     EmptyArchiveError,
     NotTarGzError,
 )
+from mixpeek_ray.formats.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
     import hashlib
 
 _MAGIC = b"\x1f\x8b"
-# Large enough that Python's share of the work is nothing, small enough to stay in the processor's cache.
+# Large enough that Python's share of the work and the hand-over between threads are nothing.
 _READ_BYTES = 1 * limits.MIB
 _INFLATE_BYTES = 1 * limits.MIB
+# Pieces that wait between two threads: enough to ride out the scheduler, and each one is a MiB.
+_DEPTH = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +42,12 @@ class ArchiveLimits:
 
 
 class GzipReader:
-    """Sequential reader of the bytes inside a gzip stream; keeps at most a few MiB in memory.
+    """Sequential reader of the bytes inside a gzip stream, which two threads read and inflate ahead of the caller.
 
-    Raises ``EmptyArchiveError``, ``NotTarGzError``, ``CorruptArchiveError``, ``DecompressionLimitError``; whatever
-    ``stream`` raises passes through. ``digest``, when given, is fed every compressed byte that was read.
+    Keeps at most 10 MiB in memory. ``digest``, when given, is fed every compressed byte that was read, ahead of the
+    caller too: it is complete after ``finish`` or ``drain``. Use it as a context manager: ``stream`` is in use until
+    its end. Reading raises ``EmptyArchiveError``, ``NotTarGzError``, ``CorruptArchiveError``,
+    ``DecompressionLimitError``; whatever ``stream`` raises passes through.
     """
 
     def __init__(self, stream: BinaryIO, archive_limits: ArchiveLimits, digest: hashlib._Hash | None = None) -> None:
@@ -50,14 +56,24 @@ class GzipReader:
         self._deadline = time.monotonic() + archive_limits.seconds
         self._inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
         self._digest = digest
-        self._read_bytes = 0
+        self._taken_bytes = 0
         self._inflated_bytes = 0
         self._chunk = memoryview(b"")
+        # Inflating takes a core; reading, hashing and the caller's own work take place on others meanwhile.
+        self._compressed = ReadAhead(self._read(), depth=_DEPTH)
+        self._inflated = ReadAhead(self._inflate(), depth=_DEPTH)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._inflated.close()
+        self._compressed.close()
 
     def next_chunk(self, at_most: int) -> memoryview:
-        """Return the next 1 to ``at_most`` bytes, valid until the next call; empty at the end of the stream."""
+        """Return the next 1 to ``at_most`` bytes; empty at the end of the stream."""
         if not self._chunk:
-            self._chunk = memoryview(self._inflate())
+            self._chunk = memoryview(next(self._inflated, b""))
         taken, self._chunk = self._chunk[:at_most], self._chunk[at_most:]
         return taken
 
@@ -81,21 +97,29 @@ class GzipReader:
         while chunk := self.next_chunk(_INFLATE_BYTES):
             _require_zeros(chunk, "the end of the tar")
         _require_zeros(memoryview(self._inflater.unused_data), "the end of the gzip stream")
-        while data := self._read():
+        for data in self._compressed:
             _require_zeros(memoryview(data), "the end of the gzip stream")
 
     def drain(self) -> None:
-        """Read the rest of the input without looking at it, for the digest."""
-        while self._read():
+        """Read the rest of the input without looking at it, for the digest; nothing can be read after that."""
+        self._inflated.close()
+        for _ in self._compressed:
             pass
 
-    def _inflate(self) -> bytes:
+    def _read(self) -> Iterator[bytes]:
+        while True:
+            if time.monotonic() > self._deadline:
+                raise DecompressionLimitError(f"The archive takes longer than {self._limits.seconds:.0f} s to unpack.")
+            data = self._stream.read(_READ_BYTES)
+            if not data:
+                return
+            if self._digest is not None:
+                self._digest.update(data)
+            yield data
+
+    def _inflate(self) -> Iterator[bytes]:
+        data = self._take_start()
         while not self._inflater.eof:
-            data = b""
-            if self._inflater.needs_input:
-                data = self._read() if self._read_bytes else self._read_start()
-                if not data:
-                    raise CorruptArchiveError("The archive is truncated: pack and upload it again.")
             try:
                 out = self._inflater.decompress(data, _INFLATE_BYTES)
             except isal_zlib.error:  # type: ignore[misc]  # its stub declares an instance, not the class
@@ -104,13 +128,17 @@ class GzipReader:
                 ) from None
             if out:
                 self._count(len(out))
-                return bytes(out)
-        return b""
+                yield out
+            data = b""
+            if self._inflater.needs_input and not self._inflater.eof:
+                data = self._take()
+                if not data:
+                    raise CorruptArchiveError("The archive is truncated: pack and upload it again.")
 
-    def _read_start(self) -> bytes:
-        data = self._read()
+    def _take_start(self) -> bytes:
+        data = self._take()
         # A stream may return less than it was asked for.
-        while 0 < len(data) < len(_MAGIC) and (more := self._read()):
+        while 0 < len(data) < len(_MAGIC) and (more := self._take()):
             data += more
         if not data:
             raise EmptyArchiveError("The file is empty: upload a gzip-compressed tar (`tar czf model.tar.gz ...`).")
@@ -118,13 +146,9 @@ class GzipReader:
             raise NotTarGzError("The file is not gzip: upload a gzip-compressed tar (`tar czf model.tar.gz ...`).")
         return data
 
-    def _read(self) -> bytes:
-        if time.monotonic() > self._deadline:
-            raise DecompressionLimitError(f"The archive takes longer than {self._limits.seconds:.0f} s to unpack.")
-        data = self._stream.read(_READ_BYTES)
-        if self._digest is not None:
-            self._digest.update(data)
-        self._read_bytes += len(data)
+    def _take(self) -> bytes:
+        data = next(self._compressed, b"")
+        self._taken_bytes += len(data)
         return data
 
     def _count(self, inflated: int) -> None:
@@ -134,7 +158,7 @@ class GzipReader:
                 f"The archive unpacks to more than {self._limits.unpacked_bytes} bytes: upload a smaller model."
             )
         ratio_applies = self._inflated_bytes > self._limits.inflate_ratio_floor_bytes
-        if ratio_applies and self._inflated_bytes > self._limits.inflate_ratio * self._read_bytes:
+        if ratio_applies and self._inflated_bytes > self._limits.inflate_ratio * self._taken_bytes:
             raise DecompressionLimitError(
                 f"The archive unpacks to more than {self._limits.inflate_ratio} times its size: real weights do not "
                 "compress so well."

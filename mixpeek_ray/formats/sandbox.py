@@ -81,6 +81,11 @@ def _read_outcome(reply: bytes) -> Outcome:
     return outcome
 
 
+def start_early() -> None:
+    """Start this process's sandbox server if there is none, without waiting until it has imported torch."""
+    _server.start()
+
+
 def warm_up() -> None:
     """Start this process's sandbox server, so that the first call does not wait for its import of torch."""
     run_limited(_nothing, memory_bytes=64 * MIB, seconds=_START_S)
@@ -136,6 +141,13 @@ class _ServerHandle:
                 self.stop()
                 raise UnavailableError("The process that checks archives does not answer; retry.") from None
         return reply if len(reply) >= TRAILER.size else None
+
+    def start(self) -> None:
+        """Start the server unless it is there."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._stop()
+                self._start()
 
     def stop(self) -> None:
         """End the server and all calls it serves."""

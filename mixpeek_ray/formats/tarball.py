@@ -62,17 +62,17 @@ def extract(
     """
     archive_limits = archive_limits or ArchiveLimits()
     digest = hashlib.sha256()
-    reader = GzipReader(stream, archive_limits, digest if expected_sha256 else None)
-    try:
-        with disk_full_as_error():
-            files = _Extraction(reader, folder, archive_limits).run()
-        reader.finish()
-    except ArchiveRefusedError:
-        # The upload was checked against its hash: if the bytes differ now, the store is at fault, not the archive.
-        if expected_sha256:
-            reader.drain()
-            _check_digest(digest.hexdigest(), expected_sha256)
-        raise
+    with GzipReader(stream, archive_limits, digest if expected_sha256 else None) as reader:
+        try:
+            with disk_full_as_error():
+                files = _Extraction(reader, folder, archive_limits).run()
+            reader.finish()
+        except ArchiveRefusedError:
+            # The upload was checked against its hash: if the bytes differ now, the store is at fault, not the archive.
+            if expected_sha256:
+                reader.drain()
+                _check_digest(digest.hexdigest(), expected_sha256)
+            raise
     if expected_sha256:
         _check_digest(digest.hexdigest(), expected_sha256)
     return files

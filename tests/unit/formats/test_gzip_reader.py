@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import random
+import threading
 import time
 import tracemalloc
 import zlib
@@ -17,6 +18,7 @@ from mixpeek_ray.core.errors import (
     DecompressionLimitError,
     EmptyArchiveError,
     NotTarGzError,
+    StorageUnavailableError,
 )
 from mixpeek_ray.core.limits import MIB
 from mixpeek_ray.formats.gzip_reader import ArchiveLimits, GzipReader
@@ -26,16 +28,16 @@ PACKED = gzip.compress(CONTENT)
 
 
 def read_all(packed: bytes, **limits: float) -> bytes:
-    reader = GzipReader(io.BytesIO(packed), ArchiveLimits(**limits))  # type: ignore[arg-type]
-    content = reader.read_exactly(len(CONTENT))
-    reader.finish()
+    with GzipReader(io.BytesIO(packed), ArchiveLimits(**limits)) as reader:  # type: ignore[arg-type]
+        content = reader.read_exactly(len(CONTENT))
+        reader.finish()
     return content
 
 
 def test_returns_the_content_in_any_split() -> None:
-    reader = GzipReader(io.BytesIO(PACKED), ArchiveLimits())
-    parts = [reader.read_exactly(1), reader.read_exactly(511), reader.read_exactly(len(CONTENT) - 512)]
-    reader.finish()
+    with GzipReader(io.BytesIO(PACKED), ArchiveLimits()) as reader:
+        parts = [reader.read_exactly(1), reader.read_exactly(511), reader.read_exactly(len(CONTENT) - 512)]
+        reader.finish()
     assert b"".join(parts) == CONTENT
 
 
@@ -48,18 +50,48 @@ class DribblingStream(io.BytesIO):
 
 def test_short_reads_are_no_end() -> None:
     packed = gzip.compress(b"content")
-    reader = GzipReader(DribblingStream(packed), ArchiveLimits())
-    assert reader.read_exactly(7) == b"content"
-    reader.finish()
+    with GzipReader(DribblingStream(packed), ArchiveLimits()) as reader:
+        assert reader.read_exactly(7) == b"content"
+        reader.finish()
 
 
 def test_feeds_every_compressed_byte_to_the_digest() -> None:
     digest = hashlib.sha256()
     packed = PACKED + bytes(3 * MIB)
-    reader = GzipReader(io.BytesIO(packed), ArchiveLimits(), digest)
-    reader.read_exactly(len(CONTENT))
-    reader.finish()
+    with GzipReader(io.BytesIO(packed), ArchiveLimits(), digest) as reader:
+        reader.read_exactly(len(CONTENT))
+        reader.finish()
     assert digest.hexdigest() == hashlib.sha256(packed).hexdigest()
+
+
+@pytest.mark.parametrize("read", [0, 1, 8 * MIB], ids=["at the start", "after a byte", "in the middle"])
+def test_draining_feeds_the_rest_to_the_digest(read: int) -> None:
+    packed = gzip.compress(random.Random(2).randbytes(20 * MIB), compresslevel=0)
+    digest = hashlib.sha256()
+    with GzipReader(io.BytesIO(packed), ArchiveLimits(), digest) as reader:
+        reader.read_exactly(read)
+        reader.drain()
+    assert digest.hexdigest() == hashlib.sha256(packed).hexdigest()
+
+
+def test_nothing_uses_the_stream_once_the_reader_is_left() -> None:
+    stream = io.BytesIO(gzip.compress(random.Random(2).randbytes(20 * MIB), compresslevel=0))
+    threads = threading.active_count()
+    with GzipReader(stream, ArchiveLimits()) as reader:
+        reader.read_exactly(1)
+    assert threading.active_count() == threads
+    assert stream.tell() < 16 * MIB
+
+
+def test_what_the_stream_raises_passes_through() -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if data := super().read(100_000):
+                return data
+            raise StorageUnavailableError("The store went away.")
+
+    with GzipReader(Failing(PACKED[:-50_000]), ArchiveLimits()) as reader, pytest.raises(StorageUnavailableError):
+        reader.read_exactly(len(CONTENT))
 
 
 @pytest.mark.parametrize("kept", [3, 10, 11, 1_000, len(PACKED) - 9, len(PACKED) - 8, len(PACKED) - 1])
@@ -102,10 +134,12 @@ def test_a_bomb_ends_early_in_time_and_memory() -> None:
     zeros = bytes(16 * MIB)
     bomb = b"".join(packer.compress(zeros) for _ in range(40)) + packer.flush()
     assert len(bomb) < MIB
-    reader = GzipReader(io.BytesIO(bomb), ArchiveLimits())
     tracemalloc.start()
     started = time.monotonic()
-    with pytest.raises(DecompressionLimitError, match="50 times"):
+    with (
+        GzipReader(io.BytesIO(bomb), ArchiveLimits()) as reader,
+        pytest.raises(DecompressionLimitError, match="50 times"),
+    ):
         reader.finish()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -115,7 +149,8 @@ def test_a_bomb_ends_early_in_time_and_memory() -> None:
 
 def test_compressible_content_below_the_floor_passes() -> None:
     zeros = gzip.compress(bytes(32 * MIB))
-    GzipReader(io.BytesIO(zeros), ArchiveLimits()).finish()
+    with GzipReader(io.BytesIO(zeros), ArchiveLimits()) as reader:
+        reader.finish()
 
 
 def test_unpacked_bytes_are_limited() -> None:
