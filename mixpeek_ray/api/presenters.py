@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mixpeek_ray.api.ports import DeployResult, UploadResult
 from mixpeek_ray.api.schemas import (
     ArchiveFile,
     DeploymentInfo,
+    DeployProgress,
     Failure,
     ModelDeployResponse,
     ModelDocument,
@@ -14,7 +17,14 @@ from mixpeek_ray.api.schemas import (
     NamespaceDocument,
     ResourceRequirements,
 )
-from mixpeek_ray.core.records import DeploymentStatus, ModelManifest, ModelState, Namespace, ResourceRequest
+from mixpeek_ray.core.records import (
+    DeploymentStatus,
+    ModelManifest,
+    ModelState,
+    Namespace,
+    ResourceRequest,
+    TensorSignature,
+)
 
 # The contract's `base_image` names what a model runs in; every model runs in the platform's own workers.
 BASE_IMAGE = "mixpeek-ray"
@@ -38,6 +48,7 @@ def present_model(state: ModelState) -> ModelDocument:
         deployed=_is_deployed(state),
         deployment_status=state.status,
         deployment_info=_deployment_info(state),
+        deployment_progress=_progress(state),
         failure=_failure(state),
         created_at=manifest.created_at,
         updated_at=state.updated_at,
@@ -47,6 +58,10 @@ def present_model(state: ModelState) -> ModelDocument:
         parameter_count=contents.parameter_count if contents else None,
         dtypes=list(contents.dtypes) if contents else None,
         weights_bytes=contents.weights_bytes if contents else None,
+        kind=contents.kind if contents else None,
+        architecture=contents.architecture if contents else None,
+        input_schema=_tensor_schema(contents.inputs) if contents else None,
+        output_schema=_tensor_schema(contents.outputs) if contents else None,
     )
 
 
@@ -142,6 +157,22 @@ def _deployment_info(state: ModelState) -> DeploymentInfo | None:
     if not _is_deployed(state):
         return None
     return DeploymentInfo(endpoint=_endpoint(state.manifest), base_image=BASE_IMAGE, deployed_at=state.deployed_at)
+
+
+def _progress(state: ModelState) -> DeployProgress | None:
+    if state.status is not DeploymentStatus.PENDING:
+        return None
+    return DeployProgress(bytes_done=state.bytes_done, bytes_total=state.manifest.archive_bytes)
+
+
+def _tensor_schema(signature: tuple[TensorSignature, ...]) -> dict[str, Any] | None:
+    """Return a JSON schema of named tensors; ``x-shape`` has a size, a name or null for each axis."""
+    if not signature:
+        return None
+    properties = {
+        tensor.name: {"type": "array", "x-dtype": tensor.dtype, "x-shape": list(tensor.shape)} for tensor in signature
+    }
+    return {"type": "object", "properties": properties, "required": list(properties)}
 
 
 def _failure(state: ModelState) -> Failure | None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mixpeek_ray.core import limits
-from mixpeek_ray.core.records import DeploymentStatus, ModelFormat, Role, Tier
+from mixpeek_ray.core.records import DeploymentStatus, ModelFormat, ModelKind, Role, Tier
 
 
 class Body(BaseModel):
@@ -58,6 +58,13 @@ class ArchiveFile(Body):
     size_bytes: int
 
 
+class DeployProgress(Body):
+    """How much of the archive a deploy under way has read."""
+
+    bytes_done: int
+    bytes_total: int
+
+
 class Failure(Body):
     """Why the last deployment failed."""
 
@@ -83,6 +90,7 @@ class ModelDocument(Body):
     deployed: bool
     deployment_status: DeploymentStatus
     deployment_info: DeploymentInfo | None
+    deployment_progress: DeployProgress | None
     failure: Failure | None
     created_at: datetime
     updated_at: datetime
@@ -92,6 +100,8 @@ class ModelDocument(Body):
     parameter_count: int | None
     dtypes: list[str] | None
     weights_bytes: int | None
+    kind: ModelKind | None
+    architecture: str | None
 
 
 class ModelDetailResponse(Body):

@@ -108,7 +108,7 @@ def _stop(signum: int, frame: object) -> None:
 
 def _deploy(config_file: Path, settings: Settings) -> None:
     # What `serve run` does with a config file, less its Ray start and its log output.
-    import yaml  # type: ignore[import-untyped]  # its types are a package of their own
+    import yaml
     from ray.serve._private.api import serve_start
     from ray.serve.schema import ServeDeploySchema
 

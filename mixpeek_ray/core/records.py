@@ -176,6 +176,8 @@ class ModelState:
     # Set when ``status`` is FAILED: the error's code and message.
     failure_code: str | None = None
     failure_message: str | None = None
+    # Of the archive's bytes, how many the deploy under way has read.
+    bytes_done: int = 0
     # What the last materialization found; falls back to the manifest's.
     contents: ArchiveContents | None = None
 

@@ -7,33 +7,50 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from mixpeek_ray.core.errors import InvalidWeightsError
 from mixpeek_ray.core.limits import GIB, MIB
 from mixpeek_ray.core.records import ArchiveContents, FileInfo, ModelFormat
-from mixpeek_ray.formats.base import find_weight_file
+from mixpeek_ray.formats.base import Companion, OpenedModel
 from mixpeek_ray.formats.in_place import index_in_place
 from mixpeek_ray.formats.packed import DTYPE_NAMES, WeightIndex, pack, plan
 from mixpeek_ray.formats.registry import get_format
-from mixpeek_ray.formats.sandbox import run_limited
+from mixpeek_ray.formats.sandbox import run_limited, start_early
 from mixpeek_ray.formats.tarball import extract
 
-# Beyond the mapped file itself: torch's tensor objects, the index, and a hostile header's worth of garbage.
+# Beyond the mapped files themselves: torch's tensor objects, the index, and a hostile header's worth of garbage.
 _MEMORY_BYTES = 224 * MIB
 # A check reads headers only, packing every byte: 5 s for the one, and a disk at 50 MB/s for the other.
 _SECONDS = 5.0
 _SECONDS_PER_GIB = 20.0
+# Vocabularies and configs take some 20 MB; a graph without its weights up to 100. They are held in memory whole.
+_MAX_COMPANION_BYTES = 256 * MIB
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedArchive:
-    """Weights packed on disk: ``index`` describes the buffer that is the file at ``data_path``."""
+    """A model packed on disk: ``index`` describes the buffer that is the file at ``data_path``."""
 
     index: WeightIndex
     data_path: Path
+    companions: tuple[Companion, ...]
     contents: ArchiveContents
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What the sandbox says of an archive; what the archive's files may have made it say, until it is checked."""
+
+    index: WeightIndex
+    # Without its files, which the caller knows.
+    contents: ArchiveContents
+    # Path of the file in the archive that serves as the buffer as it is; None where one was written.
+    in_place: str | None
+    # Path and length of each companion; their bytes lie end to end in a file.
+    companions: tuple[FileInfo, ...]
 
 
 def inspect_archive(
@@ -41,79 +58,132 @@ def inspect_archive(
 ) -> ArchiveContents:
     """Return what the archive holds, after every check that deploying it would make.
 
-    Needs disk for the unpacked files in ``work_dir``, where nothing is left. Raises ``UnsupportedFormatError`` before
-    reading, a subclass of ``ArchiveRefusedError`` for what is wrong with the archive, ``CorruptStoreError`` when its
-    bytes do not have ``expected_sha256``, and ``DiskFullError``.
+    Needs disk for the unpacked files in ``work_dir``, where nothing is left. Raises a subclass of
+    ``ArchiveRefusedError`` for what is wrong with the archive, ``CorruptStoreError`` when its bytes do not have
+    ``expected_sha256``, and ``DiskFullError``.
     """
-    with _extracted(stream, model_format, work_dir, expected_sha256) as (path, files):
-        size = path.stat().st_size
-        index = run_limited(_plan, model_format, path, memory_bytes=size + _MEMORY_BYTES, seconds=_time_limit_s(size))
-    return _describe(files, index)
+    with _extracted(stream, work_dir, expected_sha256) as (folder, files):
+        size = sum(file.size_bytes for file in files)
+        found = run_limited(
+            _inspect, model_format, folder, files, memory_bytes=size + _MEMORY_BYTES, seconds=_time_limit_s(size)
+        )
+    return replace(found.contents, files=files)
 
 
 def pack_archive(
     stream: BinaryIO, model_format: ModelFormat, work_dir: Path, *, expected_sha256: str | None = None
 ) -> PackedArchive:
-    """Return the archive's weights, packed in one file in ``work_dir`` that is then the caller's to remove.
+    """Return the archive's model, its weights in one file in ``work_dir`` that is then the caller's to remove.
 
     Needs disk for the unpacked files and, where their layout does not serve as it is, for the packed ones at once.
     Raises what ``inspect_archive`` does, and then leaves nothing.
     """
     data_path = work_dir / f"packed-{secrets.token_hex(8)}"
-    with _extracted(stream, model_format, work_dir, expected_sha256) as (path, files):
-        size = path.stat().st_size
+    with _extracted(stream, work_dir, expected_sha256) as (folder, files):
+        size = sum(file.size_bytes for file in files)
+        companions_path = folder.with_name(folder.name + "-companions")
         try:
-            index, in_place = run_limited(
+            found = run_limited(
                 _pack,
                 model_format,
-                path,
+                folder,
+                files,
                 data_path,
+                companions_path,
                 memory_bytes=size + _MEMORY_BYTES,
                 # Aligning adds up to 63 bytes a tensor, which takes about as many in the file's own headers.
-                file_bytes=2 * size,
+                file_bytes=2 * size + _MAX_COMPANION_BYTES,
                 seconds=_time_limit_s(size),
             )
-            if in_place:
-                path.rename(data_path)
+            if found.in_place is not None:
+                _take_file(folder, found.in_place, files, data_path)
+            companions = _read_companions(companions_path, found.companions)
         except BaseException:
             data_path.unlink(missing_ok=True)
             raise
-    return PackedArchive(index=index, data_path=data_path, contents=_describe(files, index))
+        finally:
+            companions_path.unlink(missing_ok=True)
+    contents = replace(found.contents, files=files)
+    return PackedArchive(index=found.index, data_path=data_path, companions=companions, contents=contents)
 
 
 @contextmanager
 def _extracted(
-    stream: BinaryIO, model_format: ModelFormat, work_dir: Path, expected_sha256: str | None
+    stream: BinaryIO, work_dir: Path, expected_sha256: str | None
 ) -> Iterator[tuple[Path, tuple[FileInfo, ...]]]:
-    weight_format = get_format(model_format)
+    # The sandbox imports torch meanwhile.
+    start_early()
     with tempfile.TemporaryDirectory(prefix="unpacked-", dir=work_dir) as folder:
-        files = extract(stream, Path(folder), expected_sha256=expected_sha256)
-        yield Path(folder, find_weight_file(files, weight_format)), files
+        yield Path(folder), extract(stream, Path(folder), expected_sha256=expected_sha256)
 
 
 def _time_limit_s(size: int) -> float:
     return _SECONDS + _SECONDS_PER_GIB * size / GIB
 
 
-def _plan(model_format: ModelFormat, path: Path) -> WeightIndex:
-    state_dict = get_format(model_format).open(path)
-    return index_in_place(state_dict, path) or plan(state_dict)
+def _take_file(folder: Path, name: str, files: tuple[FileInfo, ...], data_path: Path) -> None:
+    if not any(file.path == name for file in files):
+        raise InvalidWeightsError("The weight file crashes its reader: save it again, or use safetensors.")
+    (folder / name).rename(data_path)
 
 
-def _pack(model_format: ModelFormat, path: Path, data_path: Path) -> tuple[WeightIndex, bool]:
-    """Return the index, and whether the weight file itself is the buffer, in which case nothing was written."""
-    state_dict = get_format(model_format).open(path)
-    index = index_in_place(state_dict, path)
-    return (index, True) if index is not None else (pack(state_dict, data_path), False)
+def _read_companions(path: Path, companions: tuple[FileInfo, ...]) -> tuple[Companion, ...]:
+    if not companions:
+        return ()
+    with path.open("rb") as file:
+        return tuple(Companion(path=entry.path, content=file.read(entry.size_bytes)) for entry in companions)
 
 
-def _describe(files: tuple[FileInfo, ...], index: WeightIndex) -> ArchiveContents:
+# From here on: in the sandbox
+
+
+def _inspect(model_format: ModelFormat, folder: Path, files: tuple[FileInfo, ...]) -> _Found:
+    opened = _open(model_format, folder, files)
+    return _found(opened, _index_in_place(opened) or plan(opened.tensors), in_place=None)
+
+
+def _pack(
+    model_format: ModelFormat, folder: Path, files: tuple[FileInfo, ...], data_path: Path, companions_path: Path
+) -> _Found:
+    opened = _open(model_format, folder, files)
+    index, in_place = _index_in_place(opened), None
+    if index is not None and opened.weight_file is not None:
+        in_place = opened.weight_file.relative_to(folder).as_posix()
+    else:
+        index = pack(opened.tensors, data_path)
+    if opened.companions:
+        companions_path.write_bytes(b"".join(companion.content for companion in opened.companions))
+    return _found(opened, index, in_place)
+
+
+def _open(model_format: ModelFormat, folder: Path, files: tuple[FileInfo, ...]) -> OpenedModel:
+    opened = get_format(model_format).open(folder, files)
+    beside = sum(len(companion.content) for companion in opened.companions)
+    if beside > _MAX_COMPANION_BYTES:
+        raise InvalidWeightsError(
+            f"The files that the model needs beside its weights take {beside} bytes, more than the "
+            f"{_MAX_COMPANION_BYTES} that they may."
+        )
+    return opened
+
+
+def _index_in_place(opened: OpenedModel) -> WeightIndex | None:
+    return index_in_place(opened.tensors, opened.weight_file) if opened.weight_file is not None else None
+
+
+def _found(opened: OpenedModel, index: WeightIndex, in_place: str | None) -> _Found:
     # Tied weights are one set of parameters under several names.
     views = set(zip(index.storage_ids, index.storage_offsets, index.shapes, index.strides, strict=True))
-    return ArchiveContents(
-        files=files,
+    contents = ArchiveContents(
+        files=(),
         tensor_count=len(index.names),
         parameter_count=sum(math.prod(shape) for _, _, shape, _ in views),
         dtypes=tuple(sorted(set(index.dtypes), key=DTYPE_NAMES.index)),
         weights_bytes=index.total_bytes,
+        kind=opened.kind,
+        architecture=opened.architecture,
+        inputs=opened.inputs,
+        outputs=opened.outputs,
     )
+    companions = tuple(FileInfo(path=entry.path, size_bytes=len(entry.content)) for entry in opened.companions)
+    return _Found(index=index, contents=contents, in_place=in_place, companions=companions)

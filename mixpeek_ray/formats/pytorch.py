@@ -42,7 +42,7 @@ class PyTorchFormat:
     model_format = ModelFormat.PYTORCH
     extensions = frozenset({".pt", ".pth", ".bin", ".ckpt"})
 
-    def open_folder(self, folder: Path, files: Sequence[FileInfo]) -> OpenedModel:
+    def open(self, folder: Path, files: Sequence[FileInfo]) -> OpenedModel:
         """Check the weight files and return their tensors as copy-on-write views.
 
         Of a training checkpoint, only its weights. Raises ``FormatMismatchError``, ``InvalidWeightsError``,
@@ -56,9 +56,6 @@ class PyTorchFormat:
         if is_torchscript(records):
             return open_torchscript(path, records)
         return OpenedModel(kind=ModelKind.STATE_DICT, tensors=_open_zip(path, records), weight_file=path)
-
-    def open(self, path: Path) -> OrderedDict[str, torch.Tensor]:
-        return open_pytorch(path)
 
 
 def open_pytorch(path: Path) -> OrderedDict[str, torch.Tensor]:

@@ -54,7 +54,7 @@ class SafetensorsFormat:
     model_format = ModelFormat.SAFETENSORS
     extensions = frozenset({".safetensors"})
 
-    def open_folder(self, folder: Path, files: Sequence[FileInfo]) -> OpenedModel:
+    def open(self, folder: Path, files: Sequence[FileInfo]) -> OpenedModel:
         """Check the weight files and return their tensors, in file order, as copy-on-write views.
 
         Raises ``FormatMismatchError``, ``InvalidWeightsError``, ``UnsafePathError``.
@@ -64,9 +64,6 @@ class SafetensorsFormat:
             return OpenedModel(kind=ModelKind.STATE_DICT, tensors=open_shards(folder, chosen, open_safetensors))
         path = folder / chosen.paths[0]
         return OpenedModel(kind=ModelKind.STATE_DICT, tensors=open_safetensors(path), weight_file=path)
-
-    def open(self, path: Path) -> OrderedDict[str, torch.Tensor]:
-        return open_safetensors(path)
 
 
 def open_safetensors(path: Path) -> OrderedDict[str, torch.Tensor]:

@@ -62,8 +62,8 @@ def _copy_staged(data: NDArray[np.uint8], flat: torch.Tensor) -> None:
     import torch
 
     stages = [torch.empty(STAGING_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(_STAGES)]
-    emptied = [torch.cuda.Event() for _ in stages]
-    stream = torch.cuda.Stream(flat.device)
+    emptied = [torch.cuda.Event() for _ in stages]  # type: ignore[no-untyped-call]  # its constructor has no types
+    stream = torch.cuda.Stream(flat.device)  # type: ignore[no-untyped-call]  # as above
     # The allocation may still be in use by work that was queued before it was freed.
     stream.wait_stream(torch.cuda.current_stream(flat.device))
     with torch.cuda.stream(stream):

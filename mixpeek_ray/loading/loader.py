@@ -1,9 +1,8 @@
-"""``load_namespace_model``: a deployed model's weights as private views, in any process of the cluster."""
+"""``load_namespace_model``: a deployed model, its weights private views, in any process of the cluster."""
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, ref
@@ -16,9 +15,9 @@ from mixpeek_ray.core.errors import (
     RegistryUnavailableError,
 )
 from mixpeek_ray.core.logs import get_logger
+from mixpeek_ray.core.records import ModelKind
 from mixpeek_ray.core.settings import get_settings
-from mixpeek_ray.formats.packed import view
-from mixpeek_ray.loading.private_view import private_view
+from mixpeek_ray.loading.open_model import DeployedModel, open_model
 from mixpeek_ray.registry.calls import call_blocking
 from mixpeek_ray.registry.handles import LoadTicket, find_registry
 from mixpeek_ray.registry.state import ModelKey
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from mixpeek_ray.formats.base import Companion
     from mixpeek_ray.formats.packed import WeightIndex
 
 _log = get_logger(__name__)
@@ -49,9 +49,20 @@ class _Resident:
     """Weights that this process viewed before; weak, so that a forgotten model is not kept in the store."""
 
     content_id: str
+    kind: ModelKind
     index: WeightIndex
     data: ReferenceType[NDArray[np.uint8]]
+    companions: tuple[Companion, ...]
     confirmed_at: float
+
+    def model(self) -> DeployedModel | None:
+        """Return the model if something in this process still uses its weights."""
+        data = self.data()
+        if data is None:
+            return None
+        return DeployedModel(
+            content_id=self.content_id, kind=self.kind, index=self.index, data=data, companions=self.companions
+        )
 
 
 _residents: dict[ModelKey, _Resident] = {}
@@ -63,23 +74,34 @@ _handle: dict[str, Any] = {}
 _settings = get_settings()
 
 
-def load_namespace_model(model_id: str, *, namespace_id: str | None = None) -> OrderedDict[str, torch.Tensor]:
-    """Return a deployed model's state dict, its tensors views of the one copy that the node's workers share.
+def load_namespace_model(
+    model_id: str, *, namespace_id: str | None = None, device: str | torch.device | None = None
+) -> Any:
+    """Return a deployed model, its weights views of the one copy that the node's workers share.
 
-    Any process of the cluster may call it: a Ray job, a task or actor, a Ray Data worker, a Serve replica. Tensors have
-    the archive's names, shapes, strides and dtypes, on the CPU. Reading costs no memory of the process; writing to a
-    tensor touches only this process's view. ``module.load_state_dict(weights)`` adopts the views without a copy, as
-    ``assign=True`` does, so the module takes the checkpoint's dtypes. Every call returns views of its own.
+    Any process of the cluster may call it: a Ray job, a task or actor, a Ray Data worker, a Serve replica. What comes
+    back depends on what was uploaded:
+
+    - a state dict, in ``pytorch`` or ``safetensors``: an ``OrderedDict`` of tensors with the archive's names, shapes,
+      strides and dtypes. ``module.load_state_dict(weights)`` adopts the views without a copy, as ``assign=True`` does,
+      so the module takes the checkpoint's dtypes.
+    - TorchScript: a ``torch.jit.ScriptModule``.
+    - ``huggingface``: a ``HuggingFaceModel`` with ``state_dict``, ``config``, ``path`` and ``load()``.
+    - ``onnx``: an ``onnxruntime.InferenceSession``.
+
+    Reading weights costs no memory of the process; writing to a tensor touches only this process's view. Every call
+    returns views of its own. With ``device`` (such as ``"cuda"``) tensors are copied there instead; ONNX models run
+    where the setting ``MIXPEEK_ONNX_PROVIDERS`` says.
 
     ``namespace_id`` defaults to the setting ``MIXPEEK_NAMESPACE``. Blocks while the weights are on their way, at most
     ``MIXPEEK_LOAD_TIMEOUT_S``, through restarts of the registry and the loss of nodes.
 
     Raises ``ModelNotFoundError`` (nothing by that id in the namespace), ``ModelNotDeployedError`` (uploaded only, or
     its deploy failed), ``NamespaceNotFoundError`` (none given or configured, or none by that id),
-    ``RegistryUnavailableError`` (no platform on this cluster, or it does not come back in time).
+    ``RegistryUnavailableError`` (no platform on this cluster, or it does not come back in time), ``ValidationError``
+    (a device for a model that takes none).
     """
-    index, data = _weights(_key(model_id, namespace_id))
-    return view(index, private_view(data))
+    return open_model(_find(_key(model_id, namespace_id)), device)
 
 
 def _key(model_id: str, namespace_id: str | None) -> ModelKey:
@@ -92,12 +114,12 @@ def _key(model_id: str, namespace_id: str | None) -> ModelKey:
     return ModelKey(namespace_id=namespace, model_id=model_id)
 
 
-def _weights(key: ModelKey) -> tuple[WeightIndex, NDArray[np.uint8]]:
+def _find(key: ModelKey) -> DeployedModel:
     resident = _residents.get(key)
     if resident is not None and time.monotonic() - resident.confirmed_at < _TRUST_S:
-        data = resident.data()
-        if data is not None:
-            return resident.index, data
+        model = resident.model()
+        if model is not None:
+            return model
     deadline = time.monotonic() + _settings.load_timeout_s
     while True:
         try:
@@ -115,21 +137,31 @@ def _weights(key: ModelKey) -> tuple[WeightIndex, NDArray[np.uint8]]:
             time.sleep(_RETRY_PAUSE_S)
 
 
-def _fetch(key: ModelKey, deadline: float) -> tuple[WeightIndex, NDArray[np.uint8]]:
+def _fetch(key: ModelKey, deadline: float) -> DeployedModel:
     ticket = _ticket(key, deadline)
-    index, data = _residents_data(key, ticket) or ray.get(ticket.weights[0], timeout=_left(deadline))
+    model = _resident_model(key, ticket) or _get(ticket, deadline)
     _residents[key] = _Resident(
-        content_id=ticket.content_id, index=index, data=ref(data), confirmed_at=time.monotonic()
+        content_id=model.content_id,
+        kind=model.kind,
+        index=model.index,
+        data=ref(model.data),
+        companions=model.companions,
+        confirmed_at=time.monotonic(),
     )
-    return index, data
+    return model
 
 
-def _residents_data(key: ModelKey, ticket: LoadTicket) -> tuple[WeightIndex, NDArray[np.uint8]] | None:
+def _get(ticket: LoadTicket, deadline: float) -> DeployedModel:
+    weights, companions = ticket.refs
+    index, data = ray.get(weights, timeout=_left(deadline))
+    # A state dict has none; asking for them would double the time of its load.
+    beside = () if ticket.kind is ModelKind.STATE_DICT else ray.get(companions, timeout=_left(deadline))
+    return DeployedModel(content_id=ticket.content_id, kind=ticket.kind, index=index, data=data, companions=beside)
+
+
+def _resident_model(key: ModelKey, ticket: LoadTicket) -> DeployedModel | None:
     resident = _residents.get(key)
-    if resident is None or resident.content_id != ticket.content_id:
-        return None
-    data = resident.data()
-    return None if data is None else (resident.index, data)
+    return resident.model() if resident is not None and resident.content_id == ticket.content_id else None
 
 
 def _ticket(key: ModelKey, deadline: float) -> LoadTicket:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def open_torchscript(
-    weights: OrderedDict[str, torch.Tensor], companions: tuple[Companion, ...], _key: str
+    weights: OrderedDict[str, torch.Tensor], companions: tuple[Companion, ...]
 ) -> torch.jit.ScriptModule:
     """Return the program as it was saved, in its mode of then, on the CPU; its tensors share memory with ``weights``.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from mixpeek_ray.core.records import DeploymentStatus
+from mixpeek_ray.core.records import DeploymentStatus, ModelKind
 from mixpeek_ray.registry.handles import LoadTicket
 from mixpeek_ray.registry.state import ModelKey
 
@@ -223,7 +223,16 @@ class ModelRegistry:
         state = self._catalog.check_loadable(key)
         if state.status is not DeploymentStatus.DEPLOYED:
             return None
-        return LoadTicket(content_id=state.manifest.archive_sha256, weights=(self._deployer.weights(key),))
+        refs = self._deployer.refs(key)
+        return LoadTicket(
+            content_id=state.manifest.archive_sha256,
+            kind=state.contents.kind if state.contents else ModelKind.STATE_DICT,
+            refs=(refs.weights, refs.companions),
+        )
+
+    async def report_progress(self, key: ModelKey, attempt: int, bytes_done: int) -> None:
+        """Take note of how far a materialization is."""
+        self._catalog.progressed(key, attempt, bytes_done)
 
     def _check_namespace(self, organization_id: str, namespace_id: str) -> None:
         # A development namespace that was never written to is as good as empty: it is made by its first upload.

@@ -26,7 +26,7 @@ from mixpeek_ray.core.records import (
 from mixpeek_ray.registry import materialize
 from mixpeek_ray.registry.capacity import check_capacity
 from mixpeek_ray.registry.locks import KeyedLocks
-from mixpeek_ray.registry.materialize import MaterializeJob
+from mixpeek_ray.registry.materialize import MaterializedRefs, MaterializeJob
 from mixpeek_ray.registry.state import ModelCatalog, ModelKey, now
 from mixpeek_ray.store.records import RecordStore
 
@@ -66,12 +66,12 @@ class Deployer:
         self._locks = locks
         self._store_url = store_url
         self._spool_dir = spool_dir
-        self._weights: dict[ModelKey, Any] = {}
+        self._deployed: dict[ModelKey, MaterializedRefs] = {}
         self._attempts: dict[ModelKey, _Attempt] = {}
 
-    def weights(self, key: ModelKey) -> Any:
-        """Return the ref of a deployed model's weights."""
-        return self._weights[key]
+    def refs(self, key: ModelKey) -> MaterializedRefs:
+        """Return what holds a deployed model in the cluster."""
+        return self._deployed[key]
 
     async def deploy(self, key: ModelKey) -> tuple[ModelState, bool]:
         """Start to deploy a model; the flag is True when it is deployed already.
@@ -107,7 +107,7 @@ class Deployer:
 
     def stop(self, key: ModelKey) -> None:
         """Drop a model's weights and cancel what is bringing them; workers that view them keep their views."""
-        self._weights.pop(key, None)
+        self._deployed.pop(key, None)
         attempt = self._attempts.pop(key, None)
         if attempt is not None:
             if attempt.contents_ref is not None:
@@ -149,13 +149,13 @@ class Deployer:
             retry_s = min(2 * retry_s, _LAST_RETRY_S)
 
     async def _materialize(self, key: ModelKey, manifest: ModelManifest, attempt: _Attempt) -> None:
-        job = MaterializeJob.of(manifest, store_url=self._store_url, spool_dir=self._spool_dir)
-        name = f"materialize:{key.namespace_id}/{key.model_id}"
-        attempt.contents_ref, weights = materialize.submit(job, name=name)
-        contents: ArchiveContents = await attempt.contents_ref
+        job = MaterializeJob.of(manifest, attempt=attempt.number, store_url=self._store_url, spool_dir=self._spool_dir)
+        refs = materialize.submit(job, name=f"materialize:{key.namespace_id}/{key.model_id}")
+        attempt.contents_ref = refs.contents
+        contents: ArchiveContents = await refs.contents
         if not self._catalog.is_current(key, attempt.number):
             return
-        self._weights[key] = weights
+        self._deployed[key] = refs
         self._catalog.deployed(key, contents)
         self._end(key, attempt)
         _log.info(

@@ -7,6 +7,8 @@ from typing import Any
 
 import ray
 
+from mixpeek_ray.core.records import ModelKind
+
 REGISTRY_NAME = "ModelRegistry"
 # The Ray namespace of every actor of the platform.
 RAY_NAMESPACE = "mixpeek"
@@ -14,11 +16,13 @@ RAY_NAMESPACE = "mixpeek"
 
 @dataclass(frozen=True, kw_only=True)
 class LoadTicket:
-    """Where a loader finds a model's weights. The ref sits in a tuple so that Ray passes it on unresolved."""
+    """Where a loader finds a model. The refs sit in a tuple so that Ray passes them on unresolved."""
 
     # The archive's hash: equal hashes mean equal bytes.
     content_id: str
-    weights: tuple[Any, ...]
+    kind: ModelKind
+    # Of ``(WeightIndex, uint8 array)``, and of the tuple of ``Companion``.
+    refs: tuple[Any, Any]
 
 
 def find_registry() -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 import ray
@@ -12,24 +13,32 @@ import ray
 from mixpeek_ray.core.errors import MixpeekError, StorageUnavailableError
 from mixpeek_ray.core.records import ArchiveContents, ModelFormat, ModelManifest, ResourceRequest
 from mixpeek_ray.registry.capacity import check_capacity
+from mixpeek_ray.registry.handles import find_registry
 from mixpeek_ray.registry.spool import work_folder
+from mixpeek_ray.registry.state import ModelKey
 from mixpeek_ray.store.factory import open_store
 from mixpeek_ray.store.layout import archive_key
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mixpeek_ray.formats.base import Companion
     from mixpeek_ray.formats.inspect import PackedArchive
     from mixpeek_ray.formats.packed import WeightIndex
 
 # A worker that dies (out of memory, a lost node, kill -9) is replaced this often before the deploy fails.
 _MAX_RETRIES = 3
+# Often enough for a person who watches, and nothing to the registry.
+_REPORT_PERIOD_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaterializeJob:
     """What a materialize task needs to know; small, because lineage keeps it for as long as the weights live."""
 
+    model: ModelKey
+    # Which attempt to deploy the model this is: what it reports counts only while it is the latest.
+    attempt: int
     store_url: str
     archive_sha256: str
     model_format: ModelFormat
@@ -37,9 +46,11 @@ class MaterializeJob:
     spool_dir: str | None
 
     @classmethod
-    def of(cls, manifest: ModelManifest, *, store_url: str, spool_dir: str | None) -> MaterializeJob:
+    def of(cls, manifest: ModelManifest, *, attempt: int, store_url: str, spool_dir: str | None) -> MaterializeJob:
         """Return the job for one model version."""
         return cls(
+            model=ModelKey(namespace_id=manifest.namespace_id, model_id=manifest.model_id),
+            attempt=attempt,
             store_url=store_url,
             archive_sha256=manifest.archive_sha256,
             model_format=manifest.model_format,
@@ -48,22 +59,32 @@ class MaterializeJob:
         )
 
 
-def submit(job: MaterializeJob, *, name: str) -> tuple[Any, Any]:
-    """Start the task with the model's own resources; return refs to its contents and to its weights.
+@dataclass(frozen=True, kw_only=True)
+class MaterializedRefs:
+    """What the task returns, owned by its submitter; Ray runs the task again when a node that holds it is lost."""
 
-    The weights are ``(WeightIndex, uint8 array)``. The caller owns both objects; Ray rebuilds them by running the task
-    again when the node that holds them is lost.
-    """
-    contents, weights = _TASK.options(
+    # Of ``ArchiveContents``.
+    contents: Any
+    # Of ``(WeightIndex, uint8 array)``.
+    weights: Any
+    # Of a tuple of ``Companion``.
+    companions: Any
+
+
+def submit(job: MaterializeJob, *, name: str) -> MaterializedRefs:
+    """Start the task with the model's own resources."""
+    contents, weights, companions = _TASK.options(
         name=name,
         num_cpus=job.resources.num_cpus,
         num_gpus=job.resources.num_gpus,
         memory=job.resources.memory_bytes,
     ).remote(job)
-    return contents, weights
+    return MaterializedRefs(contents=contents, weights=weights, companions=companions)
 
 
-def _materialize(job: MaterializeJob) -> tuple[ArchiveContents, tuple[WeightIndex, NDArray[np.uint8]]]:
+def _materialize(
+    job: MaterializeJob,
+) -> tuple[ArchiveContents, tuple[WeightIndex, NDArray[np.uint8]], tuple[Companion, ...]]:
     with work_folder(job.spool_dir) as folder:
         packed = _pack(job, folder)
         weights_bytes = packed.contents.weights_bytes
@@ -71,7 +92,7 @@ def _materialize(job: MaterializeJob) -> tuple[ArchiveContents, tuple[WeightInde
         check_capacity(job.resources, weights_bytes=weights_bytes)
         # The mapping outlives the file's name: Ray copies it into the object store from the page cache.
         data = _map_file(packed.data_path, weights_bytes)
-    return packed.contents, (packed.index, data)
+    return packed.contents, (packed.index, data), packed.companions
 
 
 def _pack(job: MaterializeJob, work_dir: Path) -> PackedArchive:
@@ -83,7 +104,28 @@ def _pack(job: MaterializeJob, work_dir: Path) -> PackedArchive:
     except FileNotFoundError:
         raise MixpeekError("The model's archive is missing from the store: upload the version again.") from None
     with stream:
-        return pack_archive(stream, job.model_format, work_dir, expected_sha256=job.archive_sha256)
+        reader = cast("BinaryIO", _ReportingReader(stream, job))
+        return pack_archive(reader, job.model_format, work_dir, expected_sha256=job.archive_sha256)
+
+
+class _ReportingReader:
+    """Reads from a stream and tells the registry, now and then, how far it is."""
+
+    def __init__(self, stream: BinaryIO, job: MaterializeJob) -> None:
+        self._stream = stream
+        self._job = job
+        self._registry = find_registry()
+        self._done_bytes = 0
+        self._reported_at = time.monotonic()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self._done_bytes += len(data)
+        if time.monotonic() - self._reported_at >= _REPORT_PERIOD_S:
+            self._reported_at = time.monotonic()
+            # Nobody waits for the answer: a registry that is gone does not hold up the work.
+            self._registry.report_progress.remote(self._job.model, self._job.attempt, self._done_bytes)
+        return data
 
 
 def _map_file(path: Path, size_bytes: int) -> NDArray[np.uint8]:
@@ -92,4 +134,4 @@ def _map_file(path: Path, size_bytes: int) -> NDArray[np.uint8]:
     return np.memmap(path, np.uint8, mode="r", shape=(size_bytes,)).view(np.ndarray)
 
 
-_TASK = ray.remote(num_returns=2, max_retries=_MAX_RETRIES, retry_exceptions=[StorageUnavailableError])(_materialize)
+_TASK = ray.remote(num_returns=3, max_retries=_MAX_RETRIES, retry_exceptions=[StorageUnavailableError])(_materialize)

@@ -149,6 +149,7 @@ class ModelCatalog:
             status=DeploymentStatus.PENDING,
             updated_at=now(),
             deployed_at=None,
+            bytes_done=0,
             failure_code=None,
             failure_message=None,
         )
@@ -160,6 +161,12 @@ class ModelCatalog:
         """Tell whether this attempt is the model's latest and still wanted."""
         entry = self._entries.get(key)
         return entry is not None and entry.attempt == attempt and not entry.deleting
+
+    def progressed(self, key: ModelKey, attempt: int, bytes_done: int) -> None:
+        """Record how much of the archive an attempt has read, if it is still the current one."""
+        if self.is_current(key, attempt):
+            entry = self._entries[key]
+            self._entries[key] = replace(entry, state=replace(entry.state, bytes_done=bytes_done))
 
     def deployed(self, key: ModelKey, contents: ArchiveContents) -> ModelState:
         """Record that the weights are in the cluster."""

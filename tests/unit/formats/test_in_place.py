@@ -12,8 +12,8 @@ import torch
 from mixpeek_ray.core.limits import MIB
 from mixpeek_ray.formats.in_place import index_in_place
 from mixpeek_ray.formats.packed import ALIGNMENT_BYTES, WeightIndex, view
-from mixpeek_ray.formats.pytorch import PyTorchFormat
-from mixpeek_ray.formats.safetensors import SafetensorsFormat
+from mixpeek_ray.formats.pytorch import open_pytorch
+from mixpeek_ray.formats.safetensors import open_safetensors
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def index_of(torch_file: Callable[..., bytes], tmp_path: Path) -> Callable[..., 
     def build(state_dict: Mapping[str, torch.Tensor]) -> WeightIndex | None:
         path = tmp_path / "model.pt"
         path.write_bytes(torch_file(state_dict))
-        return index_in_place(PyTorchFormat().open(path), path)
+        return index_in_place(open_pytorch(path), path)
 
     return build
 
@@ -46,7 +46,7 @@ def test_computed_tensors_are_packed(index_of: Callable[..., WeightIndex | None]
 def test_files_with_much_else_are_packed(torch_file: Callable[..., bytes], tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(torch_file({"state_dict": {"a": torch.zeros(4)}, "other": {"b": torch.zeros(3 * MIB)}}))
-    assert index_in_place(PyTorchFormat().open(path), path) is None
+    assert index_in_place(open_pytorch(path), path) is None
 
 
 @pytest.mark.parametrize(("padding", "in_place"), [(0, False), (None, True)])
@@ -58,7 +58,7 @@ def test_unaligned_files_are_packed(padding: int | None, in_place: bool, tmp_pat
     header = raw[8:header_end] + b" " * spaces
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + raw[header_end:])
-    index = index_in_place(SafetensorsFormat().open(path), path)
+    index = index_in_place(open_safetensors(path), path)
     assert (index is not None) is in_place
     if index is not None:
         assert view(index, bytearray(path.read_bytes()))["a"].tolist() == list(range(32))
@@ -68,4 +68,4 @@ def test_tensors_of_another_file_are_packed(torch_file: Callable[..., bytes], tm
     first, second = tmp_path / "first.pt", tmp_path / "second.pt"
     for path in (first, second):
         path.write_bytes(torch_file({"a": torch.zeros(4)}))
-    assert index_in_place(PyTorchFormat().open(first), second) is None
+    assert index_in_place(open_pytorch(first), second) is None

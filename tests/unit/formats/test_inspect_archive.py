@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import resource
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
+from safetensors.torch import save
 
 from mixpeek_ray.core.errors import (
     CorruptArchiveError,
@@ -23,10 +26,9 @@ from mixpeek_ray.core.errors import (
     InvalidWeightsError,
     MixpeekError,
     UnsafePickleError,
-    UnsupportedFormatError,
 )
 from mixpeek_ray.core.limits import MIB
-from mixpeek_ray.core.records import FileInfo, ModelFormat
+from mixpeek_ray.core.records import FileInfo, ModelFormat, ModelKind
 from mixpeek_ray.formats.inspect import inspect_archive, pack_archive
 from mixpeek_ray.formats.packed import view
 
@@ -44,7 +46,7 @@ def work_dir(tmp_path: Path) -> Path:
 def weights_of(model_format: ModelFormat, torch_file: Build) -> tuple[str, bytes]:
     if model_format is ModelFormat.PYTORCH:
         return "my_model.pt", torch_file(MODEL.state_dict())
-    return "my_model.safetensors", safetensors.torch.save(dict(MODEL.state_dict()))
+    return "my_model.safetensors", save(dict(MODEL.state_dict()))
 
 
 @pytest.mark.parametrize("model_format", [ModelFormat.PYTORCH, ModelFormat.SAFETENSORS])
@@ -104,14 +106,6 @@ def test_exactly_one_weight_file(names: list[str], said: str, build_tgz: Build, 
     assert list(work_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize("model_format", [ModelFormat.ONNX, ModelFormat.HUGGINGFACE])
-def test_formats_to_come_are_refused_before_reading(model_format: ModelFormat, work_dir: Path) -> None:
-    stream = io.BytesIO(b"never read")
-    with pytest.raises(UnsupportedFormatError, match="safetensors"):
-        inspect_archive(stream, model_format, work_dir)
-    assert stream.tell() == 0
-
-
 @pytest.mark.parametrize("function", [inspect_archive, pack_archive])
 def test_bad_weights_leave_nothing(
     function: Callable[..., object], build_tgz: Build, torch_file: Build, touch_canary: type, work_dir: Path
@@ -134,14 +128,63 @@ def test_bad_weights_leave_nothing(
 def test_a_killed_packing_leaves_nothing(
     build_tgz: Build, torch_file: Build, work_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(_function: object, _format: object, _path: Path, data_path: Path, **_: object) -> None:
+    def killed(*arguments: object, **_: object) -> None:
+        *_, data_path, companions_path = arguments
         data_path.write_bytes(b"half")
+        companions_path.write_bytes(b"half")
         raise DecompressionLimitError("too slow")
 
     monkeypatch.setattr("mixpeek_ray.formats.inspect.run_limited", killed)
     with pytest.raises(DecompressionLimitError):
         pack_archive(io.BytesIO(build_tgz({"m.pt": b"x"})), ModelFormat.PYTORCH, work_dir)
     assert list(work_dir.iterdir()) == []
+
+
+def test_a_model_directory_travels_whole(build_tgz: Build, work_dir: Path) -> None:
+    weights = {"embeddings.weight": torch.randn(30, 8), "out.weight": torch.randn(8, 8, dtype=torch.float64)}
+    config = json.dumps({"model_type": "bert", "architectures": ["BertModel"]}).encode()
+    archive = build_tgz({"m/config.json": config, "m/vocab.txt": b"[PAD]\n", "m/model.safetensors": save(weights)})
+    packed = pack_archive(io.BytesIO(archive), ModelFormat.HUGGINGFACE, work_dir)
+    assert {companion.path: companion.content for companion in packed.companions} == {
+        "config.json": config,
+        "vocab.txt": b"[PAD]\n",
+    }
+    assert packed.contents == inspect_archive(io.BytesIO(archive), ModelFormat.HUGGINGFACE, work_dir)
+    assert (packed.contents.kind, packed.contents.architecture) == (ModelKind.HUGGINGFACE, "BertModel")
+    assert packed.contents.parameter_count == 30 * 8 + 8 * 8
+    assert len(packed.contents.files) == 3
+    viewed = view(packed.index, bytearray(packed.data_path.read_bytes()))
+    assert all(torch.equal(viewed[name], tensor) for name, tensor in weights.items())
+    assert list(work_dir.iterdir()) == [packed.data_path]
+
+
+def test_too_much_beside_the_weights_is_refused(
+    build_tgz: Build, work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def here(function: Callable[..., object], *arguments: object, **_: object) -> object:
+        return function(*arguments)
+
+    monkeypatch.setattr("mixpeek_ray.formats.inspect.run_limited", here)
+    monkeypatch.setattr("mixpeek_ray.formats.inspect._MAX_COMPANION_BYTES", 10)
+    files = {"config.json": b'{"model_type": "bert"}', "model.safetensors": save({"x": torch.zeros(4)})}
+    with pytest.raises(InvalidWeightsError, match="more than the 10"):
+        pack_archive(io.BytesIO(build_tgz(files)), ModelFormat.HUGGINGFACE, work_dir)
+    assert list(work_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("claim", ["../other", "m.pt/../../other", "other"])
+def test_a_forged_answer_of_the_sandbox_moves_no_other_file(
+    claim: str, build_tgz: Build, torch_file: Build, work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work_dir / "other").write_bytes(b"somebody's")
+
+    def forged(function: Callable[..., Any], *arguments: object, **_: object) -> object:
+        return replace(function(*arguments), in_place=claim)
+
+    monkeypatch.setattr("mixpeek_ray.formats.inspect.run_limited", forged)
+    with pytest.raises(InvalidWeightsError):
+        pack_archive(io.BytesIO(build_tgz({"m.pt": torch_file({"x": torch.zeros(4)})})), ModelFormat.PYTORCH, work_dir)
+    assert (work_dir / "other").read_bytes() == b"somebody's"
 
 
 @pytest.mark.parametrize("function", [inspect_archive, pack_archive])

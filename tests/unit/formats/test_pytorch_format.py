@@ -16,7 +16,7 @@ import torch
 from mixpeek_ray.core.errors import ArchiveRefusedError, FormatMismatchError, InvalidWeightsError, UnsafePickleError
 from mixpeek_ray.core.limits import MIB
 from mixpeek_ray.formats.packed import DTYPE_NAMES, dtype_table
-from mixpeek_ray.formats.pytorch import PyTorchFormat
+from mixpeek_ray.formats.pytorch import open_pytorch
 
 Save = Callable[..., bytes]
 LEGACY = {"_use_new_zipfile_serialization": False}
@@ -27,7 +27,7 @@ def open_file(tmp_path: Path) -> Callable[[bytes], dict[str, torch.Tensor]]:
     def open_bytes(content: bytes) -> dict[str, torch.Tensor]:
         path = tmp_path / "model.pt"
         path.write_bytes(content)
-        return PyTorchFormat().open(path)
+        return open_pytorch(path)
 
     return open_bytes
 
@@ -248,7 +248,7 @@ def test_a_pickle_beyond_the_limit(torch_file: Save, open_file: Open) -> None:
 def test_torchscript(tmp_path: Path) -> None:
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
     with pytest.raises(FormatMismatchError, match="TorchScript"):
-        PyTorchFormat().open(tmp_path / "script.pt")
+        open_pytorch(tmp_path / "script.pt")
 
 
 def test_files_from_before_pytorch_1_6(torch_file: Save, open_file: Open) -> None:

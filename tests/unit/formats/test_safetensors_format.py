@@ -15,7 +15,7 @@ import torch
 from mixpeek_ray.core.errors import ArchiveRefusedError, InvalidWeightsError
 from mixpeek_ray.core.limits import MIB
 from mixpeek_ray.formats.packed import DTYPE_NAMES, dtype_table
-from mixpeek_ray.formats.safetensors import SafetensorsFormat
+from mixpeek_ray.formats.safetensors import open_safetensors
 
 Open = Callable[[bytes], dict[str, torch.Tensor]]
 
@@ -25,7 +25,7 @@ def open_file(tmp_path: Path) -> Open:
     def open_bytes(content: bytes) -> dict[str, torch.Tensor]:
         path = tmp_path / "model.safetensors"
         path.write_bytes(content)
-        return SafetensorsFormat().open(path)
+        return open_safetensors(path)
 
     return open_bytes
 

@@ -168,3 +168,16 @@ def test_an_archive_is_referenced_as_long_as_one_version_is_made_of_it(catalog: 
     assert catalog.references("aa")
     catalog.deleted(key_of(second))
     assert not catalog.references("aa")
+
+
+def test_only_the_current_attempt_reports_its_progress(catalog: ModelCatalog, key: ModelKey) -> None:
+    first = catalog.begin_deploy(key)
+    catalog.progressed(key, first, 7)
+    assert catalog.get(key).bytes_done == 7
+    catalog.undeployed(key)
+    second = catalog.begin_deploy(key)
+    catalog.progressed(key, first, 9)
+    assert catalog.get(key).bytes_done == 0
+    catalog.progressed(key, second, 3)
+    assert catalog.get(key).bytes_done == 3
+    catalog.progressed(ModelKey(namespace_id="ns_a", model_id="gone_1_0_0"), 1, 5)
