@@ -116,7 +116,7 @@ def read_all(weights: dict[str, torch.Tensor]) -> float:
 
 
 def load_located(ticket: Any) -> Any:
-    index, data = ray.get(ticket.weights[0])
+    index, data = ray.get(ticket.refs[0])
     return view(index, private_view(data))
 
 
