@@ -33,7 +33,7 @@ class DenseFamily:
     def __init__(self, card: ModelCard, options: DenseOptions, source: WeightsSource) -> None:
         """Build over the tensors of ``source``. Raises ``InvalidWeightsError``, ``InvalidCatalogError``."""
         self.card, self._options = card, options
-        self._tokenizer = TextTokenizer(source.path)
+        self._tokenizer = TextTokenizer(source)
         self._network = build_network(card, source, Head.NONE)
         width = self.core(self.pre([""], role=Role.DOCUMENT, truncate=Truncate.END)).shape[1]
         if width != options.dimensions:

@@ -45,7 +45,7 @@ class LateInteractionFamily:
     def __init__(self, card: ModelCard, options: LateInteractionOptions, source: WeightsSource) -> None:
         """Build over the tensors of ``source``. Raises ``InvalidWeightsError``, ``InvalidCatalogError``."""
         self.card, self._options = card, options
-        self._tokenizer = TextTokenizer(source.path)
+        self._tokenizer = TextTokenizer(source)
         self._network = build_network(card, source, Head.NONE)
         self._projection = _projection(source)
         if len(self._projection) != options.dimensions:

@@ -23,7 +23,7 @@ class RerankFamily:
     def __init__(self, card: ModelCard, options: RerankOptions, source: WeightsSource) -> None:
         """Build over the tensors of ``source``. Raises ``InvalidWeightsError``, ``InvalidCatalogError``."""
         self.card, self._options = card, options
-        self._tokenizer = TextTokenizer(source.path)
+        self._tokenizer = TextTokenizer(source)
         self._network = build_network(card, source, Head.CLASSIFIER)
         self.core(self.pre("", [""], truncate=Truncate.END))
 

@@ -38,7 +38,7 @@ class SparseFamily:
     def __init__(self, card: ModelCard, options: SparseOptions, source: WeightsSource) -> None:
         """Build over the tensors of ``source``. Raises ``InvalidWeightsError``, ``InvalidCatalogError``."""
         self.card = card
-        self._tokenizer = TextTokenizer(source.path)
+        self._tokenizer = TextTokenizer(source)
         self._network = build_network(card, source, Head.MASKED_LANGUAGE_MODEL)
         width = self.core(self.pre([""], truncate=Truncate.END)).shape[1]
         if width != options.dimensions:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mixpeek_ray.core.errors import InputTooLongError, InvalidWeightsError, ValidationError
 from mixpeek_ray.families.base import IdArray, TextInput, Truncate
+from mixpeek_ray.families.weights import WeightsSource, read_config
 
 # Any text that every vocabulary turns into at least one token.
 _PROBE = "a"
@@ -63,12 +63,14 @@ class _Template:
 class TextTokenizer:
     """A model's tokenizer. Safe to use from several threads at a time."""
 
-    def __init__(self, path: Path) -> None:
-        """Read the tokenizer in the folder ``path``. Raises ``InvalidWeightsError`` when there is none to use."""
+    def __init__(self, source: WeightsSource) -> None:
+        """Read the tokenizer beside the weights. Raises ``InvalidWeightsError`` when there is none that fits them."""
         from transformers import AutoTokenizer
 
         try:
-            self._outer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+            self._outer = AutoTokenizer.from_pretrained(
+                str(source.path), local_files_only=True, trust_remote_code=False
+            )
             self._backend = self._outer.backend_tokenizer
         except (OSError, ValueError, AttributeError) as error:
             raise InvalidWeightsError(
@@ -78,6 +80,7 @@ class TextTokenizer:
         self._backend.no_padding()
         self._backend.no_truncation()
         self.vocabulary_size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        self._check_vocabulary(read_config(source).get("vocab_size"))
         self._single = _Template(self._backend, 1)
         self._pair = _Template(self._backend, 2)
 
@@ -137,6 +140,17 @@ class TextTokenizer:
             shares = _longest_first(len(first), len(second), room)
             first, second = (_cut(text, share, truncate) for text, share in zip((first, second), shares, strict=True))
         return self._pair.fill(first, second)
+
+    def _check_vocabulary(self, rows: object) -> None:
+        # Without a file of its own transformers makes a tokenizer that knows nothing but its special tokens.
+        if self.vocabulary_size <= len(self._outer.all_special_ids):
+            raise InvalidWeightsError("The model has no tokenizer: put tokenizer.json beside its weights.")
+        # An id without an embedding would fail a whole batch, other callers' texts included.
+        if isinstance(rows, int) and self.vocabulary_size > rows:
+            raise InvalidWeightsError(
+                f"The model's tokenizer knows {self.vocabulary_size} tokens and the model only {rows}: "
+                "they do not belong together."
+            )
 
     def _checked_ids(self, given: Sequence[int], index: int) -> list[int]:
         content = [int(token_id) for token_id in given]
