@@ -15,6 +15,7 @@ from mixpeek_ray.core.errors import InvalidApiKeyError, NotTarGzError, StorageUn
 from mixpeek_ray.core.ids import new_upload_id
 from mixpeek_ray.registry.state import ModelCatalog
 from mixpeek_ray.registry.uploads import Uploads
+from mixpeek_ray.store.local_store import LocalStore
 from mixpeek_ray.store.uploads import UploadStore
 
 pytestmark = pytest.mark.anyio
@@ -197,6 +198,34 @@ async def test_a_part_larger_than_what_was_announced_is_stopped_and_leaves_nothi
         assert api.kept() == before
 
 
+async def test_a_part_larger_than_what_was_announced_is_not_read_to_its_end(make_api, exchange):
+    api = with_uploads(make_api(max_upload_bytes=100 * 1024**2))
+    async with api.client() as client:
+        upload = await opened(client, file_size_bytes=100)
+
+    async def body():
+        for _ in range(40):
+            yield bytes(2 * 1024**2)
+
+    headers = {"Authorization": "Bearer sk_writer", "Transfer-Encoding": "chunked"}
+    request = exchange(api.app, "PUT", f"{upload}/parts/1", headers, body())
+    await request.run()
+    assert request.status == 413
+    assert request.read_bytes < 10 * 1024**2
+
+
+async def test_a_part_that_the_registry_does_not_take_leaves_nothing(api, monkeypatch):
+    async def add_part(*_):
+        raise StorageUnavailableError("down")
+
+    async with api.client() as client:
+        upload = await opened(client)
+        before = api.kept()
+        monkeypatch.setattr(api.platform.resumable, "add_part", add_part)
+        assert code(await client.put(f"{upload}/parts/1", content=PARTS[1])) == (503, "storage_unavailable")
+    assert api.kept() == before
+
+
 async def test_a_part_larger_than_the_ingress_takes_is_refused_before_its_body(api, exchange):
     async with api.client() as client:
         upload = await opened(client)
@@ -210,18 +239,21 @@ async def test_a_part_larger_than_the_ingress_takes_is_refused_before_its_body(a
     assert (request.status, request.read_bytes) == (413, 0)
 
 
-async def test_a_client_that_leaves_in_the_middle_of_a_part_leaves_nothing(api, exchange):
+async def test_a_client_that_leaves_in_the_middle_of_a_part_leaves_nothing(make_api, exchange, tmp_path):
+    api = with_uploads(make_api(store=LocalStore(tmp_path), max_upload_bytes=100 * 1024**2))
     async with api.client() as client:
         upload = await opened(client)
     before = api.kept()
 
     async def body():
-        yield b"x" * 100
+        for _ in range(3):
+            yield bytes(2 * 1024**2)
         raise ConnectionError
 
-    headers = {"Authorization": "Bearer sk_writer", "Content-Length": "200"}
+    headers = {"Authorization": "Bearer sk_writer", "Content-Length": str(10 * 1024**2)}
     await exchange(api.app, "PUT", f"{upload}/parts/1", headers, body()).run()
     assert api.kept() == before
+    assert list((tmp_path / ".partial").iterdir()) == []
 
 
 async def test_without_a_key_no_byte_of_a_part_is_read(api, exchange):

@@ -258,6 +258,17 @@ async def test_a_confirmed_upload_takes_no_more_parts(registry: Registry) -> Non
         await registry.send(4, b"more")
 
 
+async def test_a_part_that_waited_while_the_upload_was_confirmed_changes_nothing(registry: Registry) -> None:
+    await registry.create()
+    await registry.send_all()
+    # Each waits for the one before: the last asked while the upload was still open.
+    _, (_, archive), late = await asyncio.gather(
+        registry.send(1), registry.uploads.assemble(REF, None, None), registry.send(2, b"late"), return_exceptions=True
+    )
+    assert isinstance(late, UploadClosedError)
+    assert registry.store.read(archive.temporary_key) == WHOLE
+
+
 async def test_the_whole_is_never_more_than_was_announced(registry: Registry) -> None:
     await registry.create(size_bytes=10)
     await registry.send(1, b"x" * 6)
