@@ -86,7 +86,7 @@ def saved(module: torch.jit.ScriptModule) -> bytes:
 def open_script(tmp_path: Path) -> Callable[[bytes], OpenedModel]:
     def open_bytes(content: bytes) -> OpenedModel:
         (tmp_path / "model.pt").write_bytes(content)
-        return PyTorchFormat().open_folder(tmp_path, [FileInfo(path="model.pt", size_bytes=len(content))])
+        return PyTorchFormat().open(tmp_path, [FileInfo(path="model.pt", size_bytes=len(content))])
 
     return open_bytes
 
@@ -97,7 +97,7 @@ Open = Callable[[bytes], OpenedModel]
 def loaded(opened: OpenedModel, path: Path) -> tuple[torch.jit.ScriptModule, dict[str, torch.Tensor]]:
     path.unlink(missing_ok=True)
     weights = view(pack(opened.tensors, path), bytearray(path.read_bytes()))
-    return open_torchscript(weights, opened.companions, "key"), weights
+    return open_torchscript(weights, opened.companions), weights
 
 
 @pytest.mark.parametrize("build", [scripted, traced, frozen])
