@@ -9,17 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
 
 from mixpeek_ray.core.errors import InvalidWeightsError
 from mixpeek_ray.core.limits import GIB, MIB
 from mixpeek_ray.core.records import ArchiveContents, FileInfo, ModelFormat
 from mixpeek_ray.formats.base import Companion, OpenedModel
-from mixpeek_ray.formats.in_place import index_in_place
+from mixpeek_ray.formats.in_place import InPlace, index_in_place
 from mixpeek_ray.formats.packed import DTYPE_NAMES, WeightIndex, pack, plan
 from mixpeek_ray.formats.registry import get_format
 from mixpeek_ray.formats.sandbox import run_limited, start_early
 from mixpeek_ray.formats.tarball import extract
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # Beyond the mapped files themselves: torch's tensor objects, the index, and a hostile header's worth of garbage.
 _MEMORY_BYTES = 224 * MIB
@@ -32,12 +37,20 @@ _MAX_COMPANION_BYTES = 256 * MIB
 
 @dataclass(frozen=True, kw_only=True)
 class PackedArchive:
-    """A model packed on disk: ``index`` describes the buffer that is the file at ``data_path``."""
+    """A model packed on disk: ``index`` describes the buffer in the file at ``data_path``, from ``data_offset`` on."""
 
     index: WeightIndex
     data_path: Path
+    data_offset: int
     companions: tuple[Companion, ...]
     contents: ArchiveContents
+
+    def map_buffer(self) -> NDArray[np.uint8]:
+        """Return the buffer (uint8, one-dimensional), mapped from its file, which may be unlinked meanwhile."""
+        size = self.index.total_bytes
+        if size == 0:
+            return np.empty(0, np.uint8)
+        return np.memmap(self.data_path, np.uint8, mode="r", offset=self.data_offset, shape=(size,)).view(np.ndarray)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +62,8 @@ class _Found:
     contents: ArchiveContents
     # Path of the file in the archive that serves as the buffer as it is; None where one was written.
     in_place: str | None
+    # Where the buffer begins in its file.
+    offset: int
     # Path and length of each companion; their bytes lie end to end in a file.
     companions: tuple[FileInfo, ...]
 
@@ -104,7 +119,13 @@ def pack_archive(
         finally:
             companions_path.unlink(missing_ok=True)
     contents = replace(found.contents, files=files)
-    return PackedArchive(index=found.index, data_path=data_path, companions=companions, contents=contents)
+    return PackedArchive(
+        index=found.index,
+        data_path=data_path,
+        data_offset=found.offset,
+        companions=companions,
+        contents=contents,
+    )
 
 
 @contextmanager
@@ -139,21 +160,21 @@ def _read_companions(path: Path, companions: tuple[FileInfo, ...]) -> tuple[Comp
 
 def _inspect(model_format: ModelFormat, folder: Path, files: tuple[FileInfo, ...]) -> _Found:
     opened = _open(model_format, folder, files)
-    return _found(opened, _index_in_place(opened) or plan(opened.tensors), in_place=None)
+    in_place = _in_place(opened)
+    return _found(opened, in_place.index if in_place is not None else plan(opened.tensors))
 
 
 def _pack(
     model_format: ModelFormat, folder: Path, files: tuple[FileInfo, ...], data_path: Path, companions_path: Path
 ) -> _Found:
     opened = _open(model_format, folder, files)
-    index, in_place = _index_in_place(opened), None
-    if index is not None and opened.weight_file is not None:
-        in_place = opened.weight_file.relative_to(folder).as_posix()
-    else:
-        index = pack(opened.tensors, data_path)
     if opened.companions:
         companions_path.write_bytes(b"".join(companion.content for companion in opened.companions))
-    return _found(opened, index, in_place)
+    in_place = _in_place(opened)
+    if in_place is None or opened.weight_file is None:
+        return _found(opened, pack(opened.tensors, data_path))
+    name = opened.weight_file.relative_to(folder).as_posix()
+    return replace(_found(opened, in_place.index), in_place=name, offset=in_place.offset)
 
 
 def _open(model_format: ModelFormat, folder: Path, files: tuple[FileInfo, ...]) -> OpenedModel:
@@ -167,11 +188,11 @@ def _open(model_format: ModelFormat, folder: Path, files: tuple[FileInfo, ...]) 
     return opened
 
 
-def _index_in_place(opened: OpenedModel) -> WeightIndex | None:
+def _in_place(opened: OpenedModel) -> InPlace | None:
     return index_in_place(opened.tensors, opened.weight_file) if opened.weight_file is not None else None
 
 
-def _found(opened: OpenedModel, index: WeightIndex, in_place: str | None) -> _Found:
+def _found(opened: OpenedModel, index: WeightIndex) -> _Found:
     # Tied weights are one set of parameters under several names.
     views = set(zip(index.storage_ids, index.storage_offsets, index.shapes, index.strides, strict=True))
     contents = ArchiveContents(
@@ -186,4 +207,4 @@ def _found(opened: OpenedModel, index: WeightIndex, in_place: str | None) -> _Fo
         outputs=opened.outputs,
     )
     companions = tuple(FileInfo(path=entry.path, size_bytes=len(entry.content)) for entry in opened.companions)
-    return _Found(index=index, contents=contents, in_place=in_place, companions=companions)
+    return _Found(index=index, contents=contents, in_place=None, offset=0, companions=companions)

@@ -91,7 +91,7 @@ def _materialize(
         # Known only now where the archive was too large to be checked on upload.
         check_capacity(job.resources, weights_bytes=weights_bytes)
         # The mapping outlives the file's name: Ray copies it into the object store from the page cache.
-        data = _map_file(packed.data_path, weights_bytes)
+        data = packed.map_buffer()
     return packed.contents, (packed.index, data), packed.companions
 
 
@@ -126,12 +126,6 @@ class _ReportingReader:
             # Nobody waits for the answer: a registry that is gone does not hold up the work.
             self._registry.report_progress.remote(self._job.model, self._job.attempt, self._done_bytes)
         return data
-
-
-def _map_file(path: Path, size_bytes: int) -> NDArray[np.uint8]:
-    if size_bytes == 0:
-        return np.empty(0, np.uint8)
-    return np.memmap(path, np.uint8, mode="r", shape=(size_bytes,)).view(np.ndarray)
 
 
 _TASK = ray.remote(num_returns=3, max_retries=_MAX_RETRIES, retry_exceptions=[StorageUnavailableError])(_materialize)

@@ -76,7 +76,7 @@ def test_packing_leaves_the_packed_weights_alone(
         io.BytesIO(archive), model_format, work_dir, expected_sha256=hashlib.sha256(archive).hexdigest()
     )
     assert list(work_dir.iterdir()) == [packed.data_path]
-    weights = view(packed.index, bytearray(packed.data_path.read_bytes()))
+    weights = view(packed.index, bytearray(packed.map_buffer()))
     assert torch.equal(weights["weight"], MODEL.weight)
     assert packed.contents == inspect_archive(io.BytesIO(archive), model_format, work_dir)
 
@@ -153,7 +153,7 @@ def test_a_model_directory_travels_whole(build_tgz: Build, work_dir: Path) -> No
     assert (packed.contents.kind, packed.contents.architecture) == (ModelKind.HUGGINGFACE, "BertModel")
     assert packed.contents.parameter_count == 30 * 8 + 8 * 8
     assert len(packed.contents.files) == 3
-    viewed = view(packed.index, bytearray(packed.data_path.read_bytes()))
+    viewed = view(packed.index, bytearray(packed.map_buffer()))
     assert all(torch.equal(viewed[name], tensor) for name, tensor in weights.items())
     assert list(work_dir.iterdir()) == [packed.data_path]
 
