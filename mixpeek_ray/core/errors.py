@@ -49,6 +49,7 @@
     │       ├── RemoteCodeNotAllowedError   422 remote_code_not_allowed
     │       ├── UnsafeExternalDataError     422 unsafe_external_data
     │       └── InvalidWeightsError         422 invalid_weights
+    ├── OverloadedError                 429 overloaded
     ├── CorruptStoreError               502 corrupt_store
     ├── UnavailableError                503 service_unavailable
     │   ├── RegistryUnavailableError    503 registry_unavailable
@@ -360,6 +361,12 @@ class InvalidWeightsError(ArchiveRefusedError):
     """A weight file that contradicts itself."""
 
     code = "invalid_weights"
+
+
+class OverloadedError(MixpeekError):
+    """A model has as much to do as it can finish in time."""
+
+    code, status, error_type = "overloaded", 429, "TooManyRequestsError"
 
 
 class CorruptStoreError(MixpeekError):

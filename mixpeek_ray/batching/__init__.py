@@ -1,0 +1,1 @@
+"""Many requests through one model: fair batches, bounded queues, results in order."""
