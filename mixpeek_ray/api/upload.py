@@ -6,14 +6,16 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from mixpeek_ray.api.body_socket import MAX_FILL_S, SocketBody
 from mixpeek_ray.api.form import UploadFormBuilder
+from mixpeek_ray.api.middleware.body_guard import GuardedBody
 from mixpeek_ray.api.multipart import MultipartReader
 from mixpeek_ray.core import limits
 from mixpeek_ray.core.errors import ArchiveTooLargeError, EmptyArchiveError, MixpeekError
@@ -23,12 +25,11 @@ from mixpeek_ray.store.base import BlobStore, BlobWriter
 
 _log = get_logger("api.upload")
 
-# Big enough that the hops to the threads are lost in hashing and writing it (1.2 ms a MiB).
-BATCH_BYTES = 2 * limits.MIB
-# One being filled, one being parsed, hashed and written, one ready: what an upload holds at most.
+# Big enough that the hops to the threads are lost in hashing and writing it (1.2 ms); written as one piece, so no
+# bigger: the kernel takes twice as long to find page-cache memory for writes of 2 MiB as for writes of 1 MiB.
+BATCH_BYTES = 1 * limits.MIB
+# One being filled, one being parsed and written, one being hashed or ready: what an upload holds at most.
 MAX_BATCHES = 3
-# A slow client's bad field should be answered long before it has sent a whole batch.
-MAX_BATCH_AGE_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,20 +42,26 @@ class Upload:
 
 @asynccontextmanager
 async def received_upload(
-    chunks: AsyncIterator[bytes], content_type: str, *, store: BlobStore, key: str, max_archive_bytes: int
+    body: GuardedBody, content_type: str, *, store: BlobStore, key: str, max_archive_bytes: int
 ) -> AsyncIterator[Upload]:
-    """Read the body ``chunks`` to its end, then yield the upload, its archive committed under ``key``.
+    """Read the body to its end, then yield the upload, its archive committed under ``key``.
 
     When anything fails, here or in the body of the ``async with``, cancellation and a client that left included,
     nothing stays under ``key``. Parsing and writing run in one thread of the upload's own, hashing beside it: the
     event loop only counts bytes, so neither a slow store nor a form made to be slow to parse (64 KiB of
-    near-boundaries takes 12 ms) delays other requests. A slow store stops the reading of the body.
+    near-boundaries takes 12 ms) delays other requests. Where the server lends its socket, that thread reads it too.
+    A slow store stops the reading of the body.
     """
     intake = _Intake(content_type, store=store, key=key, max_archive_bytes=max_archive_bytes)
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
     loop = asyncio.get_running_loop()
     try:
+        body.hold_socket()
+        chunks = body_chunks(body.receive, until=body.is_drained)
         await _pump(chunks, lambda batch: loop.run_in_executor(thread, intake.feed, batch))
+        if (rest := body.open_rest()) is not None:
+            await _read(rest, intake, thread)
+            body.release_socket()
         yield await loop.run_in_executor(thread, intake.finish)
     except BaseException:
         # The thread works in order: this runs after whatever it is writing, also when this task is cancelled again.
@@ -64,10 +71,13 @@ async def received_upload(
         thread.shutdown(wait=False)
 
 
-async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
-    """Yield a request's body as it arrives. Raises ``ClientDisconnect`` when the client leaves before its end."""
+async def body_chunks(receive: Receive, until: Callable[[], bool] = lambda: False) -> AsyncIterator[bytes]:
+    """Yield a request's body as it arrives, to its end or ``until`` says so.
+
+    Raises ``ClientDisconnect`` when the client leaves before.
+    """
     more = True
-    while more:
+    while more and not until():
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
@@ -80,7 +90,7 @@ async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
 class _Batch:
     """A buffer that is filled, handed to the upload's thread, and filled again.
 
-    Used again and again: a fresh 2 MiB for every batch costs the kernel more than the copy into it.
+    Used again and again: a fresh buffer for every batch costs the kernel more than the copy into it.
     """
 
     def __init__(self) -> None:
@@ -94,6 +104,10 @@ class _Batch:
         self._length += taken
         return data[taken:]
 
+    def fill(self, rest: SocketBody) -> None:
+        """Read from a connection what fits."""
+        self._length = rest.fill(memoryview(self._buffer))
+
     @property
     def is_full(self) -> bool:
         return self._length == BATCH_BYTES
@@ -104,6 +118,17 @@ class _Batch:
     def clear(self) -> _Batch:
         self._length = 0
         return self
+
+
+async def _read(rest: SocketBody, intake: _Intake, thread: ThreadPoolExecutor) -> None:
+    try:
+        await asyncio.get_running_loop().run_in_executor(thread, intake.read, rest)
+    except asyncio.CancelledError:
+        rest.stop()
+        raise
+    finally:
+        # In the thread's order, so never under its reading.
+        thread.submit(rest.close)
 
 
 async def _pump(chunks: AsyncIterator[bytes], submit: Callable[[_Batch], asyncio.Future[None]]) -> None:
@@ -118,7 +143,7 @@ async def _pump(chunks: AsyncIterator[bytes], submit: Callable[[_Batch], asyncio
             rest = memoryview(chunk)
             while rest:
                 rest = batch.take(rest)
-                if batch.is_full or clock() - begun_s >= MAX_BATCH_AGE_S:
+                if batch.is_full or clock() - begun_s >= MAX_FILL_S:
                     in_flight.append((submit(batch), batch))
                     batch, begun_s = await _next_batch(in_flight), clock()
         in_flight.append((submit(batch), batch))
@@ -151,9 +176,25 @@ class _Intake:
         self._reader = MultipartReader(content_type, on_field=self._fields.add, file=self._file)
 
     def feed(self, batch: _Batch) -> None:
+        """Parse, hash and write a batch; its buffer may be used again then."""
+        self._take(batch).result()
+
+    def read(self, rest: SocketBody) -> None:
+        """Parse, hash and write what is still in the connection, hashing a batch while the next ones are read."""
+        in_use: deque[tuple[Future[None], _Batch]] = deque()
+        while rest.remaining_bytes:
+            if len(in_use) < MAX_BATCHES:
+                batch = _Batch()
+            else:
+                hashed, batch = in_use.popleft()
+                hashed.result()
+            batch.fill(rest)
+            in_use.append((self._take(batch), batch))
+
+    def _take(self, batch: _Batch) -> Future[None]:
         # As one piece: each write and each hash of a small chunk would hand the interpreter back and forth.
         self._reader.feed(batch.content())
-        self._file.flush()
+        return self._file.flush()
 
     def finish(self) -> Upload:
         self._reader.finish()
@@ -193,17 +234,18 @@ class _ArchiveSink:
             )
         self._pending.append(data)
 
-    def flush(self) -> None:
-        if not self._pending:
-            return
+    def flush(self) -> Future[None]:
+        """Store what was taken; the future is done when it is hashed too."""
         pending, self._pending = self._pending, []
-        if self._writer is None:
-            self._writer = self._store.open_write(self._key)
         # Side by side: each takes about as long as the other, and neither holds the interpreter.
         hashed = self._hasher.submit(self._update_hash, pending)
+        if not pending:
+            return hashed
+        if self._writer is None:
+            self._writer = self._store.open_write(self._key)
         for data in pending:
             self._writer.write(data)
-        hashed.result()
+        return hashed
 
     def _update_hash(self, pending: list[memoryview]) -> None:
         for data in pending:

@@ -20,9 +20,11 @@ from ray.serve._private import replica as serve_replica
 from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mixpeek_ray.api.body_socket import BODY_SOCKET
 from mixpeek_ray.core import limits
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.settings import Settings
+from mixpeek_ray.serving.body_socket import body_socket_of
 
 _log = get_logger(__name__)
 
@@ -63,6 +65,15 @@ class BoundedReceiveProxy(ASGIDIReceiveProxy):  # type: ignore[misc]  # Ray publ
 
     _queue: asyncio.Queue[Any] | None
 
+    def __init__(self, scope: Scope, receive: Receive, user_event_loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(scope, receive, user_event_loop)
+        self._is_putting = False
+        # Only where both ends of this channel are on one loop may the application touch the server's socket.
+        if asyncio.get_running_loop() is user_event_loop:
+            body_socket = body_socket_of(receive, lambda: not self._is_putting and self.queue.empty())
+            if body_socket is not None:
+                scope[BODY_SOCKET] = body_socket
+
     @property
     def queue(self) -> asyncio.Queue[Any]:
         if self._queue is None:
@@ -81,7 +92,9 @@ class BoundedReceiveProxy(ASGIDIReceiveProxy):  # type: ignore[misc]  # Ray publ
 
     async def _put(self, message: Any) -> None:
         if asyncio.get_running_loop() is self._user_event_loop:
+            self._is_putting = True
             await self.queue.put(message)
+            self._is_putting = False
         else:
             put = asyncio.run_coroutine_threadsafe(self._put(message), self._user_event_loop)
             await asyncio.wrap_future(put)

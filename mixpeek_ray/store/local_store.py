@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import io
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
-from mixpeek_ray.core.errors import DiskFullError, MixpeekError, StorageUnavailableError
+from mixpeek_ray.core.errors import StorageUnavailableError
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.store.base import BlobInfo, BlobPiece, BlobWriter
 from mixpeek_ray.store.join import append_in_place, delete_pieces
 from mixpeek_ray.store.keys import check_key, check_prefix
+from mixpeek_ray.store.local_writer import LocalWriter, answerable_errors
 
 _logger = get_logger(__name__)
 
@@ -26,8 +25,6 @@ _PARTIAL_FOLDER = ".partial"
 # A concurrent delete may prune the folder that was just made for a blob: each further try needs one more such delete
 # in a window of microseconds, so running out of tries means the root itself is gone.
 _PLACE_ATTEMPTS = 100
-# EFBIG: the process's file size limit, which to a caller is one more way of "no room for this".
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class LocalStore:
@@ -40,7 +37,7 @@ class LocalStore:
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
         self._partial = self._root / _PARTIAL_FOLDER
-        with _answerable_errors():
+        with answerable_errors():
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._partial.mkdir(mode=0o700, exist_ok=True)
 
@@ -51,7 +48,7 @@ class LocalStore:
 
     def open_read(self, key: str) -> BinaryIO:
         """Return a reader over the blob, from its start. Raises ``FileNotFoundError``."""
-        with _answerable_errors():
+        with answerable_errors():
             try:
                 return self._path(key).open("rb")
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -59,7 +56,7 @@ class LocalStore:
 
     def read(self, key: str) -> bytes:
         """Return the whole blob. Raises ``FileNotFoundError``."""
-        with self.open_read(key) as reader, _answerable_errors():
+        with self.open_read(key) as reader, answerable_errors():
             return reader.read()
 
     def create(self, key: str, data: bytes) -> None:
@@ -76,7 +73,7 @@ class LocalStore:
         """Move a blob by renaming it; ``target`` is replaced. Raises ``FileNotFoundError``."""
         source_path = self._path(source)
         check_key(target)
-        with _answerable_errors():
+        with answerable_errors():
             if not source_path.is_file():
                 raise self._not_found(source)
             self._replace(source_path, target)
@@ -85,7 +82,7 @@ class LocalStore:
     def join(self, pieces: Sequence[BlobPiece], target: str) -> None:
         """Append every piece to the first and move that to ``target``: never more than one piece lies there twice."""
         if not self.exists(target):
-            with _answerable_errors():
+            with answerable_errors():
                 append_in_place([(self._path(piece.key), piece.size_bytes) for piece in pieces])
             self.promote(pieces[0].key, target)
         delete_pieces(self, pieces)
@@ -93,7 +90,7 @@ class LocalStore:
     def delete(self, key: str) -> None:
         """Remove a blob, and the folders it leaves empty; removing one that is not there is no error."""
         path = self._path(key)
-        with _answerable_errors(), suppress(FileNotFoundError, NotADirectoryError):
+        with answerable_errors(), suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
             _sync_folder(path.parent)
             self._prune(path.parent)
@@ -110,7 +107,7 @@ class LocalStore:
         """Yield every blob whose key begins with ``prefix``, in no order."""
         self._check_root()
         folder = check_prefix(prefix).rpartition("/")[0]
-        with _answerable_errors():
+        with answerable_errors():
             for path in _walk(self._root / folder):
                 key = path.relative_to(self._root).as_posix()
                 if not key.startswith(prefix):
@@ -129,7 +126,7 @@ class LocalStore:
         """
         self._check_root()
         discarded = 0
-        with _answerable_errors():
+        with answerable_errors():
             for path in self._partial.iterdir():
                 with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,8 +152,8 @@ class LocalStore:
                 "The store's folder is not there; mount or restore what MIXPEEK_STORE_URL names, then try again."
             )
 
-    def _open_writer(self, place: Callable[[Path], None]) -> _LocalWriter:
-        with _answerable_errors():
+    def _open_writer(self, place: Callable[[Path], None]) -> LocalWriter:
+        with answerable_errors():
             while True:
                 path = self._partial / secrets.token_hex(16)
                 try:
@@ -167,7 +164,7 @@ class LocalStore:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if os.fstat(file.fileno()).st_nlink:
-                        return _LocalWriter(path, file, place)
+                        return LocalWriter(path, file, place)
                 except BlockingIOError:
                     pass
                 # `discard_abandoned` took the file in the moment before it was locked: begin another.
@@ -222,38 +219,6 @@ class LocalStore:
                 folder = folder.parent
 
 
-class _LocalWriter:
-    """Appends to a private, locked file, then hands its path to ``place``."""
-
-    def __init__(self, path: Path, file: io.FileIO, place: Callable[[Path], None]) -> None:
-        self._path = path
-        self._file = file
-        self._place = place
-
-    def write(self, chunk: bytes | bytearray | memoryview) -> None:
-        """Append ``chunk``. Raises ``DiskFullError`` or ``StorageUnavailableError``."""
-        with _answerable_errors():
-            rest = memoryview(chunk).cast("B")
-            while rest:
-                rest = rest[self._file.write(rest) :]
-
-    def commit(self) -> None:
-        """Sync the file, then make it visible, then sync its folder."""
-        with _answerable_errors():
-            os.fsync(self._file.fileno())
-            self._place(self._path)
-        self.abort()
-
-    def abort(self) -> None:
-        """Remove the partial file; safe to call at any time, also twice or after ``commit``."""
-        try:
-            # Before closing: a closed file is unlocked, and a concurrent `discard_abandoned` would count it.
-            self._path.unlink(missing_ok=True)
-        except OSError as error:
-            _logger.warning("a partial file could not be removed (%s)", _name_of(error))
-        self._file.close()
-
-
 def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
@@ -279,24 +244,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _name_of(error: OSError) -> str:
-    return errno.errorcode.get(error.errno or 0, "unknown error")
-
-
-@contextmanager
-def _answerable_errors() -> Iterator[None]:
-    """Turn the operating system's errors, whose messages hold paths, into answerable ones."""
-    try:
-        yield
-    except (MixpeekError, FileNotFoundError, FileExistsError):
-        raise
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            raise DiskFullError(
-                f"The store's disk is full ({_name_of(error)}); free some space, then try again."
-            ) from error
-        raise StorageUnavailableError(
-            f"The store's disk failed ({_name_of(error)}); try again, or check what MIXPEEK_STORE_URL names."
-        ) from error

@@ -8,11 +8,10 @@ from collections.abc import Callable
 
 from starlette.types import Message, Receive, Scope
 
-from mixpeek_ray.core import limits
-from mixpeek_ray.core.errors import BadRequestError, MixpeekError, RequestTimeoutError
+from mixpeek_ray.api.body_socket import BODY_SOCKET, BodySocket, SocketBody
+from mixpeek_ray.api.pace import Pace
+from mixpeek_ray.core.errors import BadRequestError, MixpeekError
 
-# The slowest link anyone uploads over is a thousand times faster; a client below it only holds a connection.
-MIN_BYTES_PER_S = 1 * limits.KIB
 # 19 digits hold every 63-bit length; int() of an endless number would be work for free.
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,19}")
 
@@ -20,9 +19,8 @@ _CONTENT_LENGTH = re.compile(rb"[0-9]{1,19}")
 class GuardedBody:
     """Wraps a request's ``receive``: every body byte passes the size limit and the pace limit.
 
-    The pace is a credit of ``idle_timeout_s`` seconds of waiting, refilled by what arrives: silence uses it up after
-    that time, and so does a trickle below ``MIN_BYTES_PER_S``. Only time spent waiting for the client counts, never
-    the time a slow store takes. No header of the request changes either limit.
+    Only time spent waiting for the client counts, never the time a slow store takes. No header of the request changes
+    either limit.
     """
 
     def __init__(
@@ -37,12 +35,16 @@ class GuardedBody:
         """Raises ``BadRequestError`` for a Content-Length that is no length."""
         self._receive = receive
         self._declared_bytes = _declared_bytes(scope)
-        self._has_body = self._declared_bytes > 0 or any(name == b"transfer-encoding" for name, _ in scope["headers"])
+        is_chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+        self._has_body = self._declared_bytes > 0 or is_chunked
         self._limit_bytes = limit_bytes
         self._too_large = too_large
-        self._idle_timeout_s = idle_timeout_s
-        self._credit_s = idle_timeout_s
+        self._pace = Pace(idle_timeout_s)
         self._received_bytes = 0
+        # Where a body ends can be told outside the HTTP server only if its length was declared.
+        self._offered: BodySocket | None = None if is_chunked else scope.get(BODY_SOCKET)
+        self._held: BodySocket | None = None
+        self._rest: SocketBody | None = None
         self._complete = False
         # None: no message is being waited for.
         self._waiting_since_s: float | None = None
@@ -53,7 +55,7 @@ class GuardedBody:
     @property
     def unread(self) -> bool:
         """Tell whether body bytes may still be on their way."""
-        return self._has_body and not self._complete
+        return self._has_body and not self._complete and (self._rest is None or self._rest.remaining_bytes > 0)
 
     async def receive(self) -> Message:
         """Return the next message. Raises ``RequestTimeoutError`` or the error of ``too_large``."""
@@ -67,29 +69,53 @@ class GuardedBody:
         arrived = len(message.get("body", b""))
         self._received_bytes += arrived
         self._check_size(self._received_bytes)
-        self._credit_s = min(self._idle_timeout_s, self._credit_s + arrived / MIN_BYTES_PER_S)
+        self._pace.arrived(arrived)
         self._complete = not message.get("more_body", False)
         if self._complete and self._timer is not None:
             self._timer.cancel()
         return message
+
+    def hold_socket(self) -> None:
+        """Let the server read no further than it has, where it lends its socket and the length was declared.
+
+        What it has read still comes as messages; once ``is_drained``, ``open_rest`` has what follows. Raises the error
+        of ``too_large``.
+        """
+        self._check_size(self._declared_bytes)
+        if self._offered is not None and self._declared_bytes and self._offered.hold():
+            self._held = self._offered
+
+    def is_drained(self) -> bool:
+        """Tell whether only the rest, on a held socket, is still to be read."""
+        return self._held is not None and not self._complete and self._held.is_drained
+
+    def open_rest(self) -> SocketBody | None:
+        """Return what is to be read from a held socket, which the caller closes; None when all came as messages."""
+        if self._held is None or self._complete:
+            return None
+        remaining_bytes = self._declared_bytes - self._received_bytes
+        self._rest = SocketBody(self._held.duplicate(), remaining_bytes=remaining_bytes, pace=self._pace)
+        return self._rest
+
+    def release_socket(self) -> None:
+        """Let the server go on, once the rest was read to its end."""
+        if self._held is not None:
+            self._held.give_back()
 
     async def _next_message(self) -> Message:
         loop = asyncio.get_running_loop()
         started_s = self._waiting_since_s = loop.time()
         self._waiting_task = asyncio.current_task()
         if self._timer is None:
-            self._timer = loop.call_at(started_s + self._credit_s, self._on_timer)
+            self._timer = loop.call_at(started_s + self._pace.credit_s, self._on_timer)
         try:
             return await self._receive()
         except asyncio.CancelledError:
             if not self._expired or self._waiting_task is None or self._waiting_task.uncancel() > 0:
                 raise
-            raise RequestTimeoutError(
-                f"The request's body came too slowly: nothing for {self._idle_timeout_s:g} s, or less than "
-                f"{MIN_BYTES_PER_S} bytes a second. Send it again over a steady connection.",
-            ) from None
+            raise self._pace.error() from None
         finally:
-            self._credit_s -= loop.time() - started_s
+            self._pace.waited(loop.time() - started_s)
             self._waiting_since_s = None
 
     def _on_timer(self) -> None:
@@ -101,7 +127,7 @@ class GuardedBody:
         if self._waiting_since_s is None or self._waiting_task is None:
             return
         loop = asyncio.get_running_loop()
-        deadline_s = self._waiting_since_s + self._credit_s
+        deadline_s = self._waiting_since_s + self._pace.credit_s
         if loop.time() < deadline_s:
             self._timer = loop.call_at(deadline_s, self._on_timer)
             return

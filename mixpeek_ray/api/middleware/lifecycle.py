@@ -51,7 +51,7 @@ class RequestLifecycle:
         try:
             body = self._guarded_body(scope, receive)
             answer.is_body_unread = lambda: body.unread
-            context_of(scope).receive = body.receive
+            context_of(scope).body = body
             await self._app(scope, body.receive, answer.send)
         except MixpeekError as error:
             await answer.send_error(scope, receive, error)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from mixpeek_ray.api.context import context_of
+from mixpeek_ray.api.context import body_of
 from mixpeek_ray.api.dependencies import CurrentPrincipal, ModelId, NamespaceId
 from mixpeek_ray.api.ports import Platform
 from mixpeek_ray.api.presenters import (
@@ -25,7 +25,7 @@ from mixpeek_ray.api.schemas import (
     ModelListResponse,
     ModelUploadResponse,
 )
-from mixpeek_ray.api.upload import body_chunks, received_upload
+from mixpeek_ray.api.upload import received_upload
 from mixpeek_ray.core import limits
 from mixpeek_ray.core.records import ModelFormat
 from mixpeek_ray.store.base import BlobStore
@@ -73,7 +73,7 @@ def build_models_router(
         """Upload a `.tar.gz` with a model's weights. The same bytes again answer 200 with the same id."""
         await platform.admit_upload(principal, namespace_id)
         async with received_upload(
-            body_chunks(context_of(request.scope).receive or request.receive),
+            body_of(request.scope),
             request.headers.get("content-type", ""),
             store=store,
             key=new_upload_key(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import hashlib
 import json
@@ -13,7 +12,7 @@ import tracemalloc
 
 import pytest
 
-from mixpeek_ray.api.upload import BATCH_BYTES, MAX_BATCHES, received_upload
+from mixpeek_ray.api.upload import BATCH_BYTES, MAX_BATCHES
 from mixpeek_ray.core.errors import DiskFullError, RegistryUnavailableError, StorageUnavailableError
 from mixpeek_ray.store.memory_store import MemoryStore
 
@@ -311,7 +310,7 @@ async def test_a_store_that_fails_is_answered_at_once(make_api, exchange, failur
     assert api.kept() == set()
 
 
-async def test_two_batches_that_fail_are_one_failure(caplog):
+async def test_two_batches_that_fail_are_one_failure(make_api, exchange, caplog):
     store = SlowStore(StorageUnavailableError("The store does not answer."))
 
     async def body():
@@ -323,11 +322,9 @@ async def test_two_batches_that_fail_are_one_failure(caplog):
         assert store.failed.acquire(timeout=10)
         yield bytes(BATCH_BYTES)
 
-    with contextlib.suppress(StorageUnavailableError):
-        async with received_upload(
-            body(), HEADERS["Content-Type"], store=store, key="uploads/0", max_archive_bytes=64 * MIB
-        ):
-            pytest.fail("the store failed")
+    request = exchange(make_api(store=store, max_upload_bytes=64 * MIB).app, "POST", PATH, HEADERS, body())
+    await request.run()
+    assert _error(request) == (503, "storage_unavailable")
     gc.collect()
     assert not [record for record in caplog.records if record.name == "asyncio"], "an exception nobody looked at"
 
