@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Made once; made again when what it was made from has changed.
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run stop test test-unit lint bench
+.PHONY: setup run stop test test-unit fuzz lint bench
 
 setup: $(STAMP)
 
@@ -24,7 +24,12 @@ test: $(STAMP)
 	$(BIN)/python -m pytest tests
 
 test-unit: $(STAMP)
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit tests/fuzz
+
+# Mutated archives and weight files, then the archive reader led by its coverage: some 20 minutes.
+fuzz: $(STAMP)
+	FUZZ_CASES=10000 $(BIN)/python -m pytest -s tests/fuzz
+	$(BIN)/python tests/fuzz/fuzz_reader.py -runs=100000
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
