@@ -15,7 +15,13 @@ from mixpeek_ray.formats.pickle_scan import StorageClaim, scan
 from mixpeek_ray.formats.tensors import check_state_dict, shown
 from mixpeek_ray.formats.torchscript import is_torchscript, open_torchscript
 from mixpeek_ray.formats.weight_files import find_weight_files, open_shards
-from mixpeek_ray.formats.zip_check import MAX_PICKLE_BYTES, ZipRecord, read_records, require_stored
+from mixpeek_ray.formats.zip_check import (
+    MAX_PICKLE_BYTES,
+    ZipRecord,
+    read_records,
+    require_little_endian,
+    require_stored,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +89,7 @@ def _open_zip(path: Path, records: Mapping[str, ZipRecord]) -> OrderedDict[str, 
     program = _find_pickle(records)
     require_stored(records.values())
     with path.open("rb") as file:
+        require_little_endian(file, records)
         file.seek(program.start)
         claims = scan(file.read(program.size))
     _check_claims(claims, records)

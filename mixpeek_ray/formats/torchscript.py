@@ -29,7 +29,7 @@ from mixpeek_ray.formats.script_pickle import (
 )
 from mixpeek_ray.formats.script_source import MAX_SOURCE_BYTES, check_source
 from mixpeek_ray.formats.tensors import check_state_dict, shown
-from mixpeek_ray.formats.zip_check import ZipRecord
+from mixpeek_ray.formats.zip_check import ZipRecord, require_little_endian
 
 if TYPE_CHECKING:
     import torch
@@ -101,8 +101,7 @@ def _read_program(file: BinaryIO, records: Mapping[str, ZipRecord]) -> dict[str,
         program[name.removeprefix(".data/")] = _read(file, records[name], most)
     if not program["version"].strip().isdigit():
         _refuse(f"its version is {shown(program['version'].decode('latin-1'))}")
-    if "byteorder" in records and _read(file, records["byteorder"], 16) != b"little":
-        _refuse("its numbers are not little-endian: save it again on a common machine")
+    require_little_endian(file, records)
     left = MAX_SOURCE_BYTES
     for name in sorted(records):
         if name.startswith("code/") and name.endswith(".py"):

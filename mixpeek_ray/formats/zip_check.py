@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -19,8 +19,13 @@ from mixpeek_ray.formats.tensors import MAX_TENSORS, shown
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _LOCAL_MAGIC = b"PK\x03\x04"
+# The end of the directory; torch also writes the second one, for large files, and the locator that leads to it.
+_END = struct.Struct("<4s4H2IH")
 _END_MAGIC = b"PK\x05\x06"
-_END_BYTES = 22
+_END_64 = struct.Struct("<4sQ2H2I4Q")
+_END_64_MAGIC = b"PK\x06\x06"
+_LOCATOR = struct.Struct("<4sIQI")
+_LOCATOR_MAGIC = b"PK\x06\x07"
 _ENCRYPTED = 0x1
 # A data.pkl takes some 200 bytes a tensor, and torch's safe loader, which is Python, some seconds for 8 MiB.
 MAX_PICKLE_BYTES = 8 * MIB
@@ -28,6 +33,8 @@ MAX_PICKLE_BYTES = 8 * MIB
 _MAX_DIRECTORY_BYTES = 8 * MIB
 # data.pkl, version, byteorder, .data/serialization_id and their like, beside one record a storage.
 _MAX_ENTRIES = MAX_TENSORS + 64
+# "little" or "big".
+_MAX_BYTEORDER_BYTES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +80,42 @@ def require_stored(records: Iterable[ZipRecord]) -> None:
             _refuse(f"the entry {shown(record.name)} is compressed; torch.save stores entries as they are")
 
 
+def require_little_endian(file: BinaryIO, records: Mapping[str, ZipRecord]) -> None:
+    """Raise ``InvalidWeightsError`` unless the numbers in the file are as this machine reads them."""
+    record = records.get("byteorder")
+    if record is None:
+        return
+    file.seek(record.start)
+    # Swapping them would take a copy of the weights.
+    if record.compressed or file.read(min(record.size, _MAX_BYTEORDER_BYTES)) != b"little":
+        _refuse("its numbers are not little-endian: save it again on a common machine")
+
+
 def _check_end(file: BinaryIO, size: int) -> None:
-    if size < _END_BYTES:
+    """Refuse a file whose directory two readers could look for in two places."""
+    if size < _END.size:
         _refuse(f"it has only {size} bytes")
-    file.seek(size - _END_BYTES)
-    end = file.read(_END_BYTES)
+    position = size - _END.size
+    magic, *_, directory_bytes, directory_start, comment_bytes = _END.unpack(_read_at(file, position, _END.size))
     # Readers search backwards for this mark; with a comment after it two readers could settle on different ones.
-    if not end.startswith(_END_MAGIC) or end[-2:] != b"\0\0":
+    if magic != _END_MAGIC or comment_bytes:
         _refuse("it does not end with a zip directory (is it truncated?)")
-    if int.from_bytes(end[12:16], "little") > _MAX_DIRECTORY_BYTES:
+    locator = _read_at(file, max(0, position - _LOCATOR.size), _LOCATOR.size)
+    if locator.startswith(_LOCATOR_MAGIC):
+        position -= _LOCATOR.size + _END_64.size
+        magic, *_, directory_bytes, directory_start = _END_64.unpack(_read_at(file, max(0, position), _END_64.size))
+        # Python looks right before the locator, torch wherever the locator says.
+        if magic != _END_64_MAGIC or _LOCATOR.unpack(locator)[2] != position:
+            _refuse("the end of its zip directory is in two places")
+    if directory_start + directory_bytes != position:
+        _refuse("its zip directory is not where the file's end says")
+    if directory_bytes > _MAX_DIRECTORY_BYTES:
         _refuse(f"its zip directory is larger than {_MAX_DIRECTORY_BYTES} bytes")
+
+
+def _read_at(file: BinaryIO, position: int, size: int) -> bytes:
+    file.seek(position)
+    return file.read(size).ljust(size, b"\0")
 
 
 def _read_record(file: BinaryIO, entry: zipfile.ZipInfo) -> ZipRecord:
@@ -104,11 +137,14 @@ def _read_record(file: BinaryIO, entry: zipfile.ZipInfo) -> ZipRecord:
 def _by_name(records: list[ZipRecord]) -> dict[str, ZipRecord]:
     top = records[0].name.partition("/")[0] + "/"
     found: dict[str, ZipRecord] = {}
+    # torch looks entries up without regard to case: with a DATA.PKL beside data.pkl, it reads the former.
+    folded: set[str] = set()
     for record in records:
         name = record.name.removeprefix(top)
-        if name == record.name or name in found:
+        if name == record.name or name.lower() in folded:
             _refuse(f"the entry {shown(record.name)} lies outside the folder {shown(top)} or is there twice")
         found[name] = record
+        folded.add(name.lower())
     return found
 
 

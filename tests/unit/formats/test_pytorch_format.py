@@ -230,11 +230,51 @@ def test_entries_named_twice(torch_file: Save, open_file: Open) -> None:
         open_file(buffer.getvalue())
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_entries_whose_names_differ_in_case_alone(first: bool, torch_file: Save, open_file: Open) -> None:
+    # torch looks names up without regard to case: it would read the pickle that was not checked.
+    entries = {}
+    for name, tensor in (("data.pkl", torch.arange(4.0)), ("DATA.PKL", torch.arange(4.0)[1:3])):
+        with zipfile.ZipFile(io.BytesIO(torch_file({"x": tensor}))) as archive:
+            entries |= {entry: archive.read(entry) for entry in archive.namelist() if not entry.endswith("data.pkl")}
+            entries[f"archive/{name}"] = archive.read("archive/data.pkl")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in sorted(entries, reverse=not first):
+            archive.writestr(name, entries[name])
+    with pytest.raises(InvalidWeightsError, match="twice"):
+        open_file(buffer.getvalue())
+
+
+def test_numbers_of_another_byte_order(torch_file: Save, open_file: Open) -> None:
+    # torch would swap its private copy, while the file itself may become the packed weights.
+    content = rezip(torch_file({"x": torch.ones(4)}), lambda name, data: b"big" if "byteorder" in name else data)
+    with pytest.raises(InvalidWeightsError, match="little-endian"):
+        open_file(content)
+
+
 def test_bytes_around_the_zip(torch_file: Save, open_file: Open) -> None:
     content = torch_file({"x": torch.zeros(4)})
     for around in (b"PK\x03\x04" + content, content + b"x", content[:-1], content[: len(content) // 2]):
         with pytest.raises(InvalidWeightsError):
             open_file(around)
+
+
+def test_directories_that_two_readers_would_look_for_in_two_places(torch_file: Save, open_file: Open) -> None:
+    content = torch_file({"x": torch.zeros(4)})
+    locator = content.index(b"PK\x06\x07")
+    assert len(content) - locator == 42
+    end_64 = content[locator - 56 : locator]
+    moved = content[: locator - 56] + bytes(8) + end_64 + content[locator:]
+    elsewhere = bytearray(content)
+    elsewhere[locator + 8 : locator + 16] = struct.pack("<Q", 0)
+    shifted = bytearray(content)
+    shifted[locator - 8 : locator] = struct.pack("<Q", int.from_bytes(shifted[locator - 8 : locator], "little") + 1)
+    plain = bytearray(rezip(content, unchanged))
+    plain[-6:-2] = struct.pack("<I", int.from_bytes(plain[-6:-2], "little") + 1)
+    for changed in (moved, elsewhere, shifted, plain):
+        with pytest.raises(InvalidWeightsError, match="directory"):
+            open_file(bytes(changed))
 
 
 def test_a_pickle_beyond_the_limit(torch_file: Save, open_file: Open) -> None:
