@@ -46,14 +46,14 @@ class HuggingFaceModel:
         return read_config(self.path / self._transformer_folder)
 
     def load(self, *, dtype: torch.dtype | None = None) -> Any:
-        """Return what the directory was saved from, in eval mode, its weights as views.
+        """Return what the directory was saved from, in eval mode, its weights as views and on their device.
 
         With a modules.json: the ``SentenceTransformer``, ``CrossEncoder``, ``SparseEncoder`` or ``MultiVectorEncoder``
         that was saved. Without: a pair of ``model()`` and ``processor()``. ``dtype``: as for ``model``.
         """
         if self._modules[0].class_name is None:
             return self.model(dtype=dtype), self.processor()
-        return load_sentence_model(self.path, self._modules, self.weights_of, dtype)
+        return load_sentence_model(self.path, self._modules, self.weights_of, dtype).to(self._device)
 
     def model(
         self,
@@ -62,7 +62,7 @@ class HuggingFaceModel:
         dtype: torch.dtype | None = None,
         attn_implementation: str | None = None,
     ) -> PreTrainedModel:
-        """Return the transformers model in eval mode, its weights as views where they need no conversion.
+        """Return the transformers model in eval mode on its weights' device, made of views where none needs conversion.
 
         model_class: a model class of transformers or one of its ``AutoModel…`` classes; default: the class that the
         config names, else ``AutoModel``. dtype: a dtype that is not the checkpoint's makes a private copy; default:
@@ -71,13 +71,15 @@ class HuggingFaceModel:
         """
         folder = self._transformer_folder
         options = {"dtype": dtype, "attn_implementation": attn_implementation}
-        return build_model(
+        model: Any = build_model(
             self.path / folder,
             self.config,
             self.weights_of(folder),
             model_class or named_class(self.config),
             {name: value for name, value in options.items() if value is not None},
         )
+        placed: PreTrainedModel = model.to(self._device)
+        return placed
 
     def tokenizer(self, **options: Any) -> Any:
         """Return the tokenizer that ``AutoTokenizer`` finds in the directory; ``options`` are handed on to it."""
@@ -106,6 +108,10 @@ class HuggingFaceModel:
             return self.state_dict
         split = ((name.rpartition("/"), tensor) for name, tensor in self.state_dict.items())
         return OrderedDict((name, tensor) for (parent, _, name), tensor in split if parent == folder)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.state_dict.values())).device
 
     @cached_property
     def _directory(self) -> ModelDirectory:

@@ -101,8 +101,10 @@ def _of_other(library_class: type[Any], weights_of: WeightsOf) -> dict[str, Any]
         with torch.device("meta"):
             module = library_class.load.__func__(cls, *args, **options)
         if any(tensor.is_meta for tensor in chain(module.parameters(), module.buffers())):
-            # One that computes its tensors from its settings, as WordWeights does.
+            # One that fills its tensors itself, from its settings or with a copy, as WordWeights and WordEmbeddings do.
             module = library_class.load.__func__(cls, *args, **options)
+            weights = weights_of(options["subfolder"].removesuffix("/"))
+            module.load_state_dict(weights, strict=bool(weights), assign=True)
         return module
 
     def load_torch_weights(*_path: str, subfolder: str = "", model: Any = None, **_location: Any) -> Any:

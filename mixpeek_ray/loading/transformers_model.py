@@ -32,6 +32,7 @@ def build_model(
 ) -> PreTrainedModel:
     """Return what ``model_class.from_pretrained(folder)`` would, made of ``weights`` instead of the folder's.
 
+    The model is on the CPU: weights on a GPU take a detour, for transformers places models by way of accelerate alone.
     folder: where the settings for generating lie. options: keyword arguments of ``from_pretrained``. Raises
     ``InvalidWeightsError`` when the config describes a model that the weights are far too small for.
     """
