@@ -43,19 +43,30 @@ class ScriptTensor:
     requires_grad: bool
 
 
-def read_tensors(data: bytes) -> list[ScriptTensor]:
-    """Return the tensors that a program's ``data.pkl`` describes, in order.
+@dataclass(frozen=True, kw_only=True)
+class ScriptProgram:
+    """What a program's attributes hold."""
+
+    # The module's own, without the names of packages.
+    class_name: str
+    tensors: tuple[ScriptTensor, ...]
+
+
+def read_program(data: bytes) -> ScriptProgram:
+    """Return what a program's ``data.pkl`` describes.
 
     Raises ``UnsafePickleError``, naming it, for anything but plain values, tensors and the archive's own classes, and
     ``InvalidWeightsError`` when the pickle is damaged or a tensor is not a plain one.
     """
     reader = _Reader()
-    reader.read(data)
-    return reader.tensors
+    module = reader.read(data)
+    if not isinstance(module, _Object):
+        _refuse("its pickle holds no module")
+    return ScriptProgram(class_name=module.class_name.rpartition(".")[2], tensors=tuple(reader.tensors))
 
 
 def read_constants(data: bytes) -> list[ScriptTensor | str]:
-    """Return the tensors and texts that a program's ``constants.pkl`` lists; raises what ``read_tensors`` does."""
+    """Return the tensors and texts that a program's ``constants.pkl`` lists; raises what ``read_program`` does."""
     constants = _Reader().read(data)
     if not isinstance(constants, tuple) or not all(isinstance(value, ScriptTensor | str) for value in constants):
         _refuse("its constants are not tensors and texts")
@@ -95,12 +106,17 @@ class _Global:
     name: str
 
 
+@dataclass(frozen=True)
+class _Object:
+    class_name: str
+
+
 class _Damaged(Exception):
     """The bytes are no pickle that torch.jit.save writes."""
 
 
 # Stand for values whose content does not matter here.
-_LIST, _DICT, _OBJECT = object(), object(), object()
+_LIST, _DICT = object(), object()
 _FIXED: dict[str, object] = {
     "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "EMPTY_LIST": _LIST, "EMPTY_DICT": _DICT,
 }  # fmt: skip
@@ -168,7 +184,7 @@ class _Reader:
             self._stack.append(self._call(*self._pop(2)))
         elif name == "BUILD":
             self._pop(1)
-            if self._top() is not _OBJECT:
+            if not isinstance(self._top(), _Object):
                 raise _Damaged
         elif name not in ("PROTO", "STOP"):
             _refuse(f"its pickle holds {name}, which torch.jit.save does not write")
@@ -205,7 +221,7 @@ class _Reader:
             return tensor
         if function.name == _RESTORE_TYPE:
             return _restore_type(arguments)
-        return _OBJECT
+        return None
 
 
 def _global(argument: str) -> _Global:
@@ -220,7 +236,7 @@ def _global(argument: str) -> _Global:
 def _new(kind: object, arguments: object) -> object:
     if not isinstance(kind, _Global) or not kind.name.startswith("__torch__.") or arguments != ():
         raise _Damaged
-    return _OBJECT
+    return _Object(kind.name)
 
 
 def _storage(pid: object) -> StorageClaim:

@@ -24,7 +24,7 @@ from mixpeek_ray.formats.script_pickle import (
     MAX_SCRIPT_PICKLE_BYTES,
     ScriptTensor,
     read_constants,
-    read_tensors,
+    read_program,
     write_constants,
 )
 from mixpeek_ray.formats.script_source import MAX_SOURCE_BYTES, check_source
@@ -71,26 +71,27 @@ def open_torchscript(path: Path, records: Mapping[str, ZipRecord]) -> OpenedMode
     ``InvalidWeightsError``, and ``UnsafePickleError`` for a program that reads or writes files or calls out.
     """
     with path.open("rb") as file:
-        program = _read_program(file, records)
-        tensors = read_tensors(program["data.pkl"])
-        constants = read_constants(program["constants.pkl"])
+        entries = _read_entries(file, records)
+        program = read_program(entries["data.pkl"])
+        constants = read_constants(entries["constants.pkl"])
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    views = _views("data", tensors, records, mapped)
+    views = _views("data", program.tensors, records, mapped)
     views.update(_views("constants", (c for c in constants if isinstance(c, ScriptTensor)), records, mapped))
     # In the companion all storages share one set of names.
-    program["constants.pkl"] = write_constants(constants, "constants/")
+    entries["constants.pkl"] = write_constants(constants, "constants/")
     return OpenedModel(
         kind=ModelKind.TORCHSCRIPT,
         tensors=check_state_dict(views),
         weight_file=path,
-        companions=(Companion(path=PROGRAM_FILE, content=_written(program)),),
+        companions=(Companion(path=PROGRAM_FILE, content=_written(entries)),),
+        architecture=program.class_name,
     )
 
 
-def _read_program(file: BinaryIO, records: Mapping[str, ZipRecord]) -> dict[str, bytes]:
+def _read_entries(file: BinaryIO, records: Mapping[str, ZipRecord]) -> dict[str, bytes]:
     # Programs that use newer operators have it in the second place.
     version = ".data/version" if ".data/version" in records else "version"
-    program: dict[str, bytes] = {}
+    entries: dict[str, bytes] = {}
     for name, most in (
         ("data.pkl", MAX_SCRIPT_PICKLE_BYTES),
         ("constants.pkl", MAX_SCRIPT_PICKLE_BYTES),
@@ -98,18 +99,18 @@ def _read_program(file: BinaryIO, records: Mapping[str, ZipRecord]) -> dict[str,
     ):
         if name not in records:
             _refuse(f"it has no {name}: save it again with torch.jit.save of PyTorch 1.6 or later")
-        program[name.removeprefix(".data/")] = _read(file, records[name], most)
-    if not program["version"].strip().isdigit():
-        _refuse(f"its version is {shown(program['version'].decode('latin-1'))}")
+        entries[name.removeprefix(".data/")] = _read(file, records[name], most)
+    if not entries["version"].strip().isdigit():
+        _refuse(f"its version is {shown(entries['version'].decode('latin-1'))}")
     require_little_endian(file, records)
     left = MAX_SOURCE_BYTES
     for name in sorted(records):
         if name.startswith("code/") and name.endswith(".py"):
-            program[name] = _read(file, records[name], left)
-            left -= len(program[name])
+            entries[name] = _read(file, records[name], left)
+            left -= len(entries[name])
             # Not ASCII is refused as text: torch.jit.save escapes whatever is not.
-            check_source(name, program[name].decode("latin-1"))
-    return program
+            check_source(name, entries[name].decode("latin-1"))
+    return entries
 
 
 def _read(file: BinaryIO, record: ZipRecord, most: int) -> bytes:
@@ -176,10 +177,10 @@ def _view(tensor: ScriptTensor, dtype: torch.dtype, storage: torch.UntypedStorag
         _refuse(f"a tensor of the shape {shown(str(tensor.shape))} cannot be made")
 
 
-def _written(program: Mapping[str, bytes]) -> bytes:
+def _written(entries: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in program.items():
+        for name, content in entries.items():
             if name == "version":
                 path = _PREFIX + name
             elif name.startswith("code/"):

@@ -106,7 +106,7 @@ def test_programs_come_back_over_shared_weights(
 ) -> None:
     content = saved(build())
     opened = open_script(content)
-    assert opened.kind is ModelKind.TORCHSCRIPT
+    assert (opened.kind, opened.architecture) == (ModelKind.TORCHSCRIPT, "EveryConstruct")
     module, weights = loaded(opened, tmp_path / "packed")
     expected = torch.jit.load(io.BytesIO(content))
     ids = torch.arange(6).view(2, 3)
