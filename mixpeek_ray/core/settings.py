@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class Settings(BaseSettings):
     )
     models_dir: Path | None = Field(
         default=None,
-        description="Folder with weights of built-in models, one Hugging Face directory a model by its name; no download.",
+        description="Folder with weights of built-in models: a Hugging Face directory for each, by its name.",
     )
     idle_timeout_s: float = Field(
         default=30.0, gt=0, description="Seconds a client may send nothing in the middle of a request."
@@ -68,6 +69,15 @@ class Settings(BaseSettings):
     )
     load_timeout_s: float = Field(
         default=120.0, gt=0, description="Seconds a loader retries while weights are not there yet."
+    )
+    onnx_providers: str = Field(
+        default="CPUExecutionProvider",
+        description="onnxruntime's execution providers for ONNX models, in order of preference, between commas.",
+    )
+    onnx_threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="Threads of an ONNX session; default: `OMP_NUM_THREADS`, which Ray sets to a worker's CPUs.",
     )
     dashboard_port: int | None = Field(
         default=None,
@@ -89,6 +99,18 @@ class Settings(BaseSettings):
     def resolved_store_url(self) -> str:
         """The store's URL with the default filled in."""
         return self.store_url or (self.home_path / "store").as_uri()
+
+    @property
+    def onnx_provider_names(self) -> tuple[str, ...]:
+        """The execution providers one by one."""
+        return tuple(name.strip() for name in self.onnx_providers.split(",") if name.strip())
+
+    @property
+    def onnx_intra_op_threads(self) -> int:
+        """Threads of an ONNX session; 0 where nothing says how many, and onnxruntime takes every core."""
+        # OpenMP allows a number for each level of nesting: "4,2".
+        outermost = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+        return self.onnx_threads or (int(outermost) if outermost.isdecimal() else 0)
 
     @property
     def secret_path(self) -> Path:
