@@ -27,7 +27,7 @@ from mixpeek_ray.core.errors import (
 )
 from mixpeek_ray.core.records import FileInfo
 from mixpeek_ray.formats.disk import disk_full_as_error
-from mixpeek_ray.formats.gzip_reader import ArchiveLimits, GzipReader
+from mixpeek_ray.formats.gzip_reader import ArchiveLimits, GzipReader, retain_freed_memory
 from mixpeek_ray.formats.member_paths import Parts, PathSet, parse_path
 from mixpeek_ray.formats.tar_header import (
     BLOCK_BYTES,
@@ -62,6 +62,7 @@ def extract(
     """
     archive_limits = archive_limits or ArchiveLimits()
     digest = hashlib.sha256()
+    retain_freed_memory()
     with GzipReader(stream, archive_limits, digest if expected_sha256 else None) as reader:
         try:
             with disk_full_as_error():

@@ -16,9 +16,9 @@ import torch
 
 from mixpeek_ray.core.errors import DecompressionLimitError, FormatMismatchError, InvalidWeightsError
 from mixpeek_ray.core.limits import MIB
-from mixpeek_ray.core.records import ModelFormat
+from mixpeek_ray.core.records import FileInfo, ModelFormat
 from mixpeek_ray.formats import sandbox
-from mixpeek_ray.formats.inspect import _plan
+from mixpeek_ray.formats.inspect import _inspect
 from mixpeek_ray.formats.sandbox import run_limited
 from mixpeek_ray.formats.tensors import check_state_dict
 
@@ -111,6 +111,28 @@ def test_calls_run_side_by_side() -> None:
     assert time.monotonic() - started < 3.0
 
 
+def test_a_server_started_early_serves_the_first_call() -> None:
+    sandbox._server.stop()
+    sandbox.start_early()
+    early = sandbox._server._process
+    sandbox.start_early()
+    assert early is not None
+    assert run_limited(os.getppid, memory_bytes=MEMORY, seconds=10) == early.pid
+
+
+def test_a_server_that_died_is_started_early_too() -> None:
+    sandbox.start_early()
+    dead = sandbox._server._process
+    assert dead is not None
+    dead.kill()
+    # Not Popen.wait: what is tested has to notice by itself.
+    os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+    sandbox.start_early()
+    early = sandbox._server._process
+    assert early is not None
+    assert run_limited(os.getppid, memory_bytes=MEMORY, seconds=10) == early.pid != dead.pid
+
+
 def test_a_lost_server_is_started_again() -> None:
     server_pid = run_limited(os.getppid, memory_bytes=MEMORY, seconds=10)
     os.kill(server_pid, signal.SIGKILL)
@@ -157,6 +179,7 @@ def test_nothing_outlives_its_parent(victim: str, tmp_path: Path) -> None:
 def test_checks_fit_their_limits(torch_file: Callable[..., bytes], tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(torch_file({f"layer.{i}": torch.zeros(256, 256) for i in range(200)}))
+    files = (FileInfo(path=path.name, size_bytes=path.stat().st_size),)
     memory_bytes = path.stat().st_size + 32 * MIB
-    index = run_limited(_plan, ModelFormat.PYTORCH, path, memory_bytes=memory_bytes, seconds=30)
-    assert sum(index.storage_sizes) == 200 * 256 * 256 * 4
+    found = run_limited(_inspect, ModelFormat.PYTORCH, tmp_path, files, memory_bytes=memory_bytes, seconds=30)
+    assert sum(found.index.storage_sizes) == 200 * 256 * 256 * 4
