@@ -9,6 +9,7 @@ from mixpeek_ray.catalog.cards import (
     RerankOptions,
     SparseOptions,
 )
+from mixpeek_ray.core.errors import InvalidWeightsError
 from mixpeek_ray.families.dense import DenseFamily
 from mixpeek_ray.families.late_interaction import LateInteractionFamily
 from mixpeek_ray.families.rerank import RerankFamily
@@ -24,6 +25,16 @@ def build_family(card: ModelCard, source: WeightsSource) -> AnyFamily:
     Raises ``InvalidWeightsError`` when files or tensors are missing or contradict each other, and
     ``InvalidCatalogError`` when the card says otherwise than the weights.
     """
+    try:
+        return _built(card, source)
+    except RuntimeError:
+        # Every family computes an empty text when it is built: torch says here that shapes do not fit each other.
+        raise InvalidWeightsError(
+            f"The tensors of {card.name!a} do not fit each other: they do not match the model's config.json."
+        ) from None
+
+
+def _built(card: ModelCard, source: WeightsSource) -> AnyFamily:
     match card.options:
         case DenseOptions() as options:
             return DenseFamily(card, options, source)

@@ -14,7 +14,6 @@ from mixpeek_ray.core.errors import InvalidCatalogError, ValidationError
 from mixpeek_ray.families.base import FloatArray, Item, Role, TextInput, Truncate
 from mixpeek_ray.families.networks.base import TokenBatch, build_batch
 from mixpeek_ray.families.networks.build import build_network
-from mixpeek_ray.families.networks.transformers import Head
 from mixpeek_ray.families.prompts import Prompt, prompt_for
 from mixpeek_ray.families.tokens import TextTokenizer
 from mixpeek_ray.families.weights import WeightsSource
@@ -33,8 +32,8 @@ class DenseFamily:
     def __init__(self, card: ModelCard, options: DenseOptions, source: WeightsSource) -> None:
         """Build over the tensors of ``source``. Raises ``InvalidWeightsError``, ``InvalidCatalogError``."""
         self.card, self._options = card, options
+        self._network = build_network(card, source)
         self._tokenizer = TextTokenizer(source)
-        self._network = build_network(card, source, Head.NONE)
         width = self.core(self.pre([""], role=Role.DOCUMENT, truncate=Truncate.END)).shape[1]
         if width != options.dimensions:
             raise InvalidCatalogError(

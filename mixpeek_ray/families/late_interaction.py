@@ -21,7 +21,6 @@ from mixpeek_ray.core.errors import InvalidCatalogError, InvalidWeightsError, Va
 from mixpeek_ray.families.base import FloatArray, IdArray, Item, Role, TextInput, Truncate
 from mixpeek_ray.families.networks.base import build_batch
 from mixpeek_ray.families.networks.build import build_network
-from mixpeek_ray.families.networks.transformers import Head
 from mixpeek_ray.families.tokens import TextTokenizer
 from mixpeek_ray.families.weights import WeightsSource
 
@@ -45,8 +44,8 @@ class LateInteractionFamily:
     def __init__(self, card: ModelCard, options: LateInteractionOptions, source: WeightsSource) -> None:
         """Build over the tensors of ``source``. Raises ``InvalidWeightsError``, ``InvalidCatalogError``."""
         self.card, self._options = card, options
+        self._network = build_network(card, source)
         self._tokenizer = TextTokenizer(source)
-        self._network = build_network(card, source, Head.NONE)
         self._projection = _projection(source)
         if len(self._projection) != options.dimensions:
             raise InvalidCatalogError(
@@ -60,6 +59,7 @@ class LateInteractionFamily:
         self._mask = self._tokenizer.mask_id
         found = (self._tokenizer.id_of(mark) for mark in string.punctuation)
         self._skipped: IdArray = np.array([mark for mark in found if mark is not None], dtype=np.int64)
+        self.core(self.pre([""], role=Role.DOCUMENT, truncate=Truncate.END))
 
     def pre(self, inputs: Sequence[TextInput], *, role: Role, truncate: Truncate) -> list[LateInteractionItem]:
         """Return ``inputs`` tokenized as texts of ``role``.

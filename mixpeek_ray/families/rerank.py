@@ -12,7 +12,6 @@ from mixpeek_ray.core.errors import InvalidWeightsError
 from mixpeek_ray.families.base import FloatArray, Item, Truncate
 from mixpeek_ray.families.networks.base import build_batch
 from mixpeek_ray.families.networks.build import build_network
-from mixpeek_ray.families.networks.transformers import Head
 from mixpeek_ray.families.tokens import TextTokenizer, checked
 from mixpeek_ray.families.weights import WeightsSource
 
@@ -23,8 +22,8 @@ class RerankFamily:
     def __init__(self, card: ModelCard, options: RerankOptions, source: WeightsSource) -> None:
         """Build over the tensors of ``source``. Raises ``InvalidWeightsError``, ``InvalidCatalogError``."""
         self.card, self._options = card, options
+        self._network = build_network(card, source)
         self._tokenizer = TextTokenizer(source)
-        self._network = build_network(card, source, Head.CLASSIFIER)
         self.core(self.pre("", [""], truncate=Truncate.END))
 
     def pre(self, query: str, documents: Sequence[str], *, truncate: Truncate) -> list[Item]:

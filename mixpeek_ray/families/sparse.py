@@ -14,7 +14,6 @@ from mixpeek_ray.core.errors import InvalidCatalogError
 from mixpeek_ray.families.base import FloatArray, Item, TextInput, Truncate
 from mixpeek_ray.families.networks.base import TokenBatch, build_batch
 from mixpeek_ray.families.networks.build import build_network
-from mixpeek_ray.families.networks.transformers import Head
 from mixpeek_ray.families.tokens import TextTokenizer
 from mixpeek_ray.families.weights import WeightsSource
 
@@ -38,8 +37,8 @@ class SparseFamily:
     def __init__(self, card: ModelCard, options: SparseOptions, source: WeightsSource) -> None:
         """Build over the tensors of ``source``. Raises ``InvalidWeightsError``, ``InvalidCatalogError``."""
         self.card = card
+        self._network = build_network(card, source)
         self._tokenizer = TextTokenizer(source)
-        self._network = build_network(card, source, Head.MASKED_LANGUAGE_MODEL)
         width = self.core(self.pre([""], truncate=Truncate.END)).shape[1]
         if width != options.dimensions:
             raise InvalidCatalogError(

@@ -65,6 +65,7 @@ class TextTokenizer:
 
     def __init__(self, source: WeightsSource) -> None:
         """Read the tokenizer beside the weights. Raises ``InvalidWeightsError`` when there is none that fits them."""
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoTokenizer
 
         try:
@@ -72,7 +73,7 @@ class TextTokenizer:
                 str(source.path), local_files_only=True, trust_remote_code=False
             )
             self._backend = self._outer.backend_tokenizer
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, StrictDataclassError) as error:
             raise InvalidWeightsError(
                 f"The model's tokenizer cannot be read ({type(error).__name__}): put tokenizer.json beside its weights."
             ) from None
@@ -124,7 +125,8 @@ class TextTokenizer:
         room = limit - self._single.special_count
         if len(content) > room:
             _refuse_unless_asked(truncate, index, len(content) + self._single.special_count, limit)
-            content = content[:room] if truncate is Truncate.END else content[:head] + content[head - room :]
+            stays = room if truncate is Truncate.END else min(head, room)
+            content = content[:stays] + content[len(content) - (room - stays) :]
         return self._single.fill(content)
 
     def pair(
@@ -192,7 +194,7 @@ def _cut(content: list[int], length: int, truncate: Truncate) -> list[int]:
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     """Return how many tokens of each text stay: the tokenizers library's ``longest_first``."""
     short, long = min(first, second), max(first, second)
-    long = short if short > room else max(short, room - short)
+    long = max(short, room - short)
     if short + long > room:
         short, long = room // 2, room // 2 + room % 2
     return (short, long) if first <= second else (long, short)

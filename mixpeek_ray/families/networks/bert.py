@@ -55,6 +55,11 @@ class Tensors:
             raise InvalidWeightsError(f"The weights hold {len(tables)} tensors named {_TABLE!r} where one is needed.")
         return cls(by_name=renamed, prefix=tables[0].removesuffix(_TABLE))
 
+    @property
+    def words(self) -> torch.Tensor:
+        """The table of word embeddings, [vocabulary, width]."""
+        return self.by_name[self.prefix + _TABLE]
+
     def encoder(self, name: str) -> torch.Tensor:
         """Return a tensor of the encoder itself. Raises ``InvalidWeightsError`` when it is absent."""
         return self.head(self.prefix + name)
@@ -91,25 +96,21 @@ class BertEncoder:
         """
         self.epsilon = float(config.get("layer_norm_eps", 1e-12))
         self._tensors, self._dtype = tensors, dtype
-        self._heads = int(config["num_attention_heads"])
-        self._words = tensors.encoder(_TABLE)
+        self._heads = _size(config, "num_attention_heads")
+        self._words = tensors.words
         self._positions = tensors.encoder("embeddings.position_embeddings.weight")
         self._types = tensors.encoder("embeddings.token_type_embeddings.weight")
         self._norm = self.norm(tensors.prefix + "embeddings.LayerNorm")
         self._packed = self._packs()
-        self._layers = [self._layer(index) for index in range(int(config["num_hidden_layers"]))]
-        offset_by_padding = _MODEL_TYPES[config["model_type"]]
-        self._first_position = int(config.get("pad_token_id", 1)) + 1 if offset_by_padding else 0
+        self._layers = [self._layer(index) for index in range(_size(config, "num_hidden_layers"))]
+        padding = config.get("pad_token_id", 1)
+        behind_padding = _MODEL_TYPES[config["model_type"]] and isinstance(padding, int)
+        self._first_position = padding + 1 if behind_padding else 0
 
     @property
     def max_tokens(self) -> int:
         """The longest text that has positions."""
         return len(self._positions) - self._first_position
-
-    @property
-    def words(self) -> torch.Tensor:
-        """The table of word embeddings, [vocabulary, width]."""
-        return self._words
 
     def linear(self, name: str) -> AnyLinear:
         """Return the matrix called ``name`` in full. Raises ``InvalidWeightsError`` when it is absent."""
@@ -171,3 +172,10 @@ class BertEncoder:
             down=self.linear(inside + "output.dense"),
             down_norm=self.norm(inside + "output.LayerNorm"),
         )
+
+
+def _size(config: Mapping[str, Any], name: str) -> int:
+    value = config.get(name)
+    if not isinstance(value, int) or value < 1:
+        raise InvalidWeightsError(f"The model's config.json must hold {name}, a whole number above 0.")
+    return value

@@ -13,6 +13,11 @@ from mixpeek_ray.families.networks.bert import BertEncoder, Tensors
 from mixpeek_ray.families.networks.layers import Linear
 
 
+def decoder_name(config: Mapping[str, Any]) -> str:
+    """Return the name of the matrix from vectors to the vocabulary; a checkpoint without it has it tied."""
+    return "cls.predictions.decoder.weight" if config["model_type"] == "bert" else "lm_head.decoder.weight"
+
+
 class MaskedLanguageModel:
     """Logits over the vocabulary for every token."""
 
@@ -20,14 +25,13 @@ class MaskedLanguageModel:
         """Build over ``tensors``. Raises ``InvalidWeightsError`` when the head is not among them."""
         self._encoder = encoder
         if config["model_type"] == "bert":
-            transform, norm = "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"
-            decoder, bias = "cls.predictions.decoder.weight", "cls.predictions.bias"
+            inside, bias = "cls.predictions.transform.", "cls.predictions.bias"
+            transform, norm = inside + "dense", inside + "LayerNorm"
         else:
-            transform, norm = "lm_head.dense", "lm_head.layer_norm"
-            decoder, bias = "lm_head.decoder.weight", "lm_head.bias"
+            transform, norm, bias = "lm_head.dense", "lm_head.layer_norm", "lm_head.bias"
         self._transform, self._norm = encoder.linear(transform), encoder.norm(norm)
         # Tied to the word embeddings unless the checkpoint holds a matrix of its own.
-        weight = tensors.by_name.get(decoder, encoder.words)
+        weight = tensors.by_name.get(decoder_name(config), tensors.words)
         self._decoder = Linear(weight=weight.to(dtype), bias=tensors.head(bias).to(dtype))
 
     def __call__(self, batch: TokenBatch) -> torch.Tensor:

@@ -1,9 +1,8 @@
-"""What a node's CPU multiplies natively, and weights stored accordingly."""
+"""What a node's CPU multiplies natively."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -29,20 +28,3 @@ def matrix_dtype(precision: Precision) -> torch.dtype:
     if precision is Precision.BFLOAT16 or (precision is Precision.AUTO and multiplies_bfloat16()):
         return torch.bfloat16
     return torch.float32
-
-
-def prepared(state_dict: Mapping[str, torch.Tensor], precision: Precision) -> dict[str, torch.Tensor]:
-    """Return ``state_dict`` with its matrices in the dtype that this machine multiplies in; the rest are views.
-
-    Done once before weights are shared, it keeps every replica from making a converted copy of its own. Embedding
-    tables stay as they are stored: rows are converted as they are looked up.
-    """
-    dtype = matrix_dtype(precision)
-    return {
-        name: tensor.to(dtype) if tensor.dim() == 2 and tensor.is_floating_point() and not _is_table(name) else tensor
-        for name, tensor in state_dict.items()
-    }
-
-
-def _is_table(name: str) -> bool:
-    return name.endswith("embeddings.weight")

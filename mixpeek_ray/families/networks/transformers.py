@@ -33,6 +33,7 @@ class TransformersNetwork:
         Raises ``InvalidWeightsError`` when transformers has no such model, or tensors are missing.
         """
         import transformers
+        from huggingface_hub.errors import StrictDataclassError
 
         try:
             config = transformers.AutoConfig.from_pretrained(
@@ -42,7 +43,7 @@ class TransformersNetwork:
             model, report = model_class.from_pretrained(
                 None, config=config, state_dict=dict(source.state_dict), dtype=dtype, output_loading_info=True
             )
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+        except (OSError, KeyError, ValueError, RuntimeError, StrictDataclassError) as error:
             raise InvalidWeightsError(
                 f"transformers cannot build the model from its files ({type(error).__name__}): save it with "
                 "save_pretrained."

@@ -65,6 +65,14 @@ def test_the_prompt_stays_when_the_start_of_a_text_is_dropped(build):
     assert np.array_equal(cut[-2:], whole[-2:])
 
 
+@pytest.mark.parametrize("truncate", [Truncate.START, Truncate.END])
+def test_an_instruction_longer_than_the_model_reads_is_cut(build, truncate):
+    family = build(prompts=PROMPTS)
+    item = family.pre(["fox"], role=Role.QUERY, truncate=truncate, instruction="dog " * 500)[0]
+    assert item.length == 64
+    family.core([item])
+
+
 def test_a_prompt_counts_towards_the_limit(build):
     text = "the " * 60
     build().pre([text], role=Role.QUERY, truncate=Truncate.NONE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -12,17 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mixpeek_ray.catalog.cards import Precision
+from mixpeek_ray.catalog.cards import Compute, Precision
 from mixpeek_ray.core.errors import InvalidWeightsError
 from mixpeek_ray.families.base import Item, Role, Truncate
 from mixpeek_ray.families.build import build_family
 from mixpeek_ray.families.networks import bert, precision
 from mixpeek_ray.families.networks.base import build_batch
 from mixpeek_ray.families.networks.bert import BertEncoder, Tensors
-from mixpeek_ray.families.networks.build import build_network
+from mixpeek_ray.families.networks.build import build_network, prepared
 from mixpeek_ray.families.networks.layers import Linear, PackedLinear, can_pack
-from mixpeek_ray.families.networks.precision import prepared
-from mixpeek_ray.families.networks.transformers import Head, TransformersNetwork
+from mixpeek_ray.families.networks.transformers import TransformersNetwork
 from mixpeek_ray.families.weights import DirectoryWeights
 
 TEXTS = ["the quick brown fox", "", "dog", "the lazy dog is over the fox", "what is query"]
@@ -70,7 +70,7 @@ def test_batches_are_sorted_by_length_and_restored():
 
 
 def test_unseen_tokens_change_nobody_elses_vector(folder, dense_card):
-    network = build_network(dense_card, DirectoryWeights(path=folder), Head.NONE)
+    network = build_network(dense_card, DirectoryWeights(path=folder))
     with torch.inference_mode():
         alone = network(build_batch([item(4, 20, 5)]))
         padded = network(build_batch([item(4, 20, 5, 6, 6, visible=3), item(4, 20, 21, 22, 5)]))
@@ -102,7 +102,7 @@ def test_the_own_forward_takes_only_what_it_computes(tiny_model, dense_card, tmp
     shutil.copytree(tiny_model(architecture), tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
-    network = build_network(dense_card, DirectoryWeights(path=tmp_path), Head.NONE)
+    network = build_network(dense_card, DirectoryWeights(path=tmp_path))
     assert isinstance(network, BertEncoder if own else TransformersNetwork)
 
 
@@ -112,7 +112,7 @@ def test_another_activation_is_computed_by_transformers(tiny_model, dense_card, 
     shutil.copytree(tiny_model("bert"), tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
-    network = build_network(dense_card, DirectoryWeights(path=tmp_path), Head.NONE)
+    network = build_network(dense_card, DirectoryWeights(path=tmp_path))
     ids = [4, 20, 21, 5]
     with torch.inference_mode():
         expected = BertModel.from_pretrained(tmp_path).eval()(torch.tensor([ids])).last_hidden_state[0]
@@ -122,17 +122,17 @@ def test_another_activation_is_computed_by_transformers(tiny_model, dense_card, 
 def test_matrices_are_views_when_they_are_not_packed(folder, dense_card, monkeypatch):
     monkeypatch.setattr(bert, "PACKED_AT_MOST_BYTES", 0)
     source = DirectoryWeights(path=folder)
-    network = build_network(dense_card, source, Head.NONE)
+    network = build_network(dense_card, source)
     assert isinstance(network, BertEncoder)
     linear = network.linear("encoder.layer.0.attention.self.query")
     assert isinstance(linear, Linear)
     assert linear.weight.data_ptr() == source.state_dict["encoder.layer.0.attention.self.query.weight"].data_ptr()
-    assert network.words.data_ptr() == source.state_dict["embeddings.word_embeddings.weight"].data_ptr()
+    assert network._words.data_ptr() == source.state_dict["embeddings.word_embeddings.weight"].data_ptr()
 
 
 def test_transformers_models_are_views(tiny_model, dense_card):
     source = DirectoryWeights(path=tiny_model("modernbert"))
-    network = build_network(dense_card, source, Head.NONE)
+    network = build_network(dense_card, source)
     assert isinstance(network, TransformersNetwork)
     lent = {tensor.data_ptr() for tensor in source.state_dict.values()}
     assert {parameter.data_ptr() for parameter in network._model.parameters()} <= lent
@@ -189,10 +189,9 @@ def test_bfloat16_is_used_where_the_cpu_has_it(tmp_path, monkeypatch, flags, exp
 def test_prepared_weights_need_no_copy(folder, card, monkeypatch):
     monkeypatch.setattr(bert, "PACKED_AT_MOST_BYTES", 0)
     described = card("dense", dimensions=32, pooling="mean", precision="bfloat16")
-    given = DirectoryWeights(path=folder).state_dict
-    converted = prepared(given, Precision.BFLOAT16)
-    assert converted["embeddings.word_embeddings.weight"] is given["embeddings.word_embeddings.weight"]
-    network = build_network(described, Loaded(folder, converted), Head.NONE)
+    converted = prepared(described, DirectoryWeights(path=folder))
+    assert converted["embeddings.word_embeddings.weight"].dtype is torch.float32
+    network = build_network(described, Loaded(folder, converted))
     assert isinstance(network, BertEncoder)
     linear = network.linear("encoder.layer.1.output.dense")
     assert isinstance(linear, Linear)
@@ -200,6 +199,29 @@ def test_prepared_weights_need_no_copy(folder, card, monkeypatch):
     assert np.array_equal(
         embedded(described, Loaded(folder, converted)), embedded(described, DirectoryWeights(path=folder))
     )
+
+
+def test_prepared_decoder_is_shared_though_it_was_tied(tiny_model, card):
+    folder = tiny_model("bert", "masked_lm")
+    source = DirectoryWeights(path=folder)
+    described = card("sparse", dimensions=182, precision="bfloat16")
+    converted = prepared(described, source)
+    assert converted["cls.predictions.decoder.weight"].dtype is torch.bfloat16
+    plain, shared = build_family(described, source), build_family(described, Loaded(folder, converted))
+    items = plain.pre(TEXTS, truncate=Truncate.END)
+    assert np.array_equal(plain.core(items), shared.core(items))
+
+
+def test_weights_prepared_for_transformers_have_its_one_dtype(tiny_model, dense_card):
+    source = DirectoryWeights(path=tiny_model("modernbert"))
+    half = Loaded(source.path, {name: tensor.half() for name, tensor in source.state_dict.items()})
+    automatic = dataclasses.replace(dense_card, compute=Compute())
+    converted = prepared(automatic, half)
+    assert {tensor.dtype for tensor in converted.values()} == {torch.float32}
+    network = build_network(automatic, Loaded(source.path, converted))
+    assert isinstance(network, TransformersNetwork)
+    lent = {tensor.data_ptr() for tensor in converted.values()}
+    assert {parameter.data_ptr() for parameter in network._model.parameters()} <= lent
 
 
 def test_half_precision_checkpoints_are_computed_in_float32(folder, dense_card):
@@ -231,6 +253,24 @@ def test_names_of_old_checkpoints_are_understood(folder, dense_card):
 def test_an_absent_tensor_is_named(folder, card, absent, backend):
     state_dict = {name: tensor for name, tensor in DirectoryWeights(path=folder).state_dict.items() if name != absent}
     with pytest.raises(InvalidWeightsError, match=absent.replace(".", r"\.")):
+        build_family(card("dense", dimensions=32, pooling="mean", backend=backend), Loaded(folder, state_dict))
+
+
+@pytest.mark.parametrize("field", ["num_attention_heads", "num_hidden_layers"])
+@pytest.mark.parametrize(("backend", "named"), [("auto", "{field}"), ("transformers", "StrictDataclass")])
+def test_a_config_without_a_size_is_refused(folder, card, tmp_path, field, backend, named):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, field: None}))
+    with pytest.raises(InvalidWeightsError, match=named.format(field=field)):
+        build_family(card("dense", dimensions=32, pooling="mean", backend=backend), DirectoryWeights(path=tmp_path))
+
+
+@pytest.mark.parametrize("backend", ["auto", "transformers"])
+def test_tensors_that_do_not_fit_are_refused(folder, card, backend):
+    state_dict = dict(DirectoryWeights(path=folder).state_dict)
+    state_dict["encoder.layer.1.output.dense.weight"] = torch.zeros(7, 5)
+    with pytest.raises(InvalidWeightsError, match=r"config\.json|save_pretrained"):
         build_family(card("dense", dimensions=32, pooling="mean", backend=backend), Loaded(folder, state_dict))
 
 
