@@ -40,7 +40,7 @@ SMALL_BYTES = TENSOR_BYTES
 SAMPLE_S = 0.2
 POLL_S = 0.5
 LOAD_AND_HASH = """
-import hashlib, sys, time, ray
+import hashlib, sys, time, ray, torch
 from engine.models.loader import load_namespace_model
 ray.init(log_to_driver=False, logging_level="ERROR")
 start = time.perf_counter()

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import os
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
@@ -30,19 +28,16 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.one_node import NAMESPACE, deploy, memory
 from benchmarks.report import MB, Claim, conclude, median, print_table
 from engine.models.loader import load_namespace_model
-from mixpeek_ray.core.records import ModelFormat, ResourceRequest, UploadedArchive, UploadForm
 from mixpeek_ray.core.settings import Settings
 from mixpeek_ray.formats.packed import view
 from mixpeek_ray.loading.private_view import private_view
 from mixpeek_ray.registry.bootstrap import ensure_registry
 from mixpeek_ray.registry.state import ModelKey
-from mixpeek_ray.store.factory import open_store
-from mixpeek_ray.store.layout import new_upload_key
 
 TENSORS = 660
-NAMESPACE = "ns_bench"
 FRESH_WORKERS = 5
 SHARING_WORKERS = 8
 SETTLE_S = 5.0
@@ -102,15 +97,6 @@ class Worker:
         return memory()["Pss"]
 
 
-def memory() -> dict[str, int]:
-    """Return this process's memory by kind, in bytes (/proc/self/smaps_rollup)."""
-    fields = {}
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:
-        name, _, value = line.partition(":")
-        fields[name] = int(value.split()[0]) * 1024
-    return fields
-
-
 def read_all(weights: dict[str, torch.Tensor]) -> float:
     return sum(float(tensor.sum()) for tensor in weights.values())
 
@@ -145,37 +131,6 @@ def make_weights(total_bytes: int) -> dict[str, torch.Tensor]:
     columns = 1024
     rows = total_bytes // TENSORS // 4 // columns
     return {f"layer.{i}.weight": torch.randn(rows, columns) for i in range(TENSORS)}
-
-
-def deploy(registry: Any, settings: Settings, weights_file: Path, name: str) -> str:
-    """Upload an archive of the file to the store and deploy it, as the gateway does; return the model's id."""
-    organization_id = ray.get(registry.key_ring.remote(None)).organizations[0].organization_id
-    archive = weights_file.with_suffix(".tar.gz")
-    subprocess.run(["tar", "-C", weights_file.parent, "-I", "gzip -1", "-cf", archive, weights_file.name], check=True)
-    store, key, digest = open_store(settings.resolved_store_url), new_upload_key(), hashlib.sha256()
-    writer = store.open_write(key)
-    with archive.open("rb") as source:
-        while chunk := source.read(4 << 20):
-            digest.update(chunk)
-            writer.write(chunk)
-    writer.commit()
-    uploaded = UploadedArchive(temporary_key=key, sha256=digest.hexdigest(), size_bytes=archive.stat().st_size)
-    archive.unlink()
-    form = UploadForm(
-        name=name,
-        version="1.0.0",
-        model_format=ModelFormat.PYTORCH,
-        framework=None,
-        task_type=None,
-        resources=ResourceRequest(),
-    )
-    ray.get(registry.admit_upload.remote(organization_id, NAMESPACE))
-    state, _ = ray.get(registry.commit_upload.remote(organization_id, NAMESPACE, form, uploaded, None))
-    model_key = ModelKey(namespace_id=NAMESPACE, model_id=state.manifest.model_id)
-    ray.get(registry.deploy.remote(organization_id, model_key))
-    state = ray.get(registry.wait_deployed.remote(model_key, 600.0))
-    assert state.status == "deployed", state.failure_message
-    return str(state.manifest.model_id)
 
 
 def measure(kind: str, argument: Any) -> list[Sample]:
