@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("load", "upload", "deploy", "ingress")
+BENCHMARKS = ("load", "formats", "upload", "deploy", "big_archive", "ingress")
 
 
 def main() -> None:
