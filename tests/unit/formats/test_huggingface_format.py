@@ -291,6 +291,9 @@ DAMAGED: dict[str, Files] = {
                                       two=tensors("a", "b")),
     "a tensor that its shard lacks": sharded({"a": "one.safetensors", "b": "one.safetensors"}, one=tensors("a")),
     "an index without a map": {**sharded({}), "model.safetensors.index.json": b"{}"},
+    "an index that is a list": {**sharded({}), "model.safetensors.index.json": b"[]"},
+    "a router that is a list": sentence(("", ROUTER), **{"router_config.json": b"[]"}),
+    "a router of numbers": sentence(("", ROUTER), **{"router_config.json": text({"types": {"q": 1}})}),
     "an index of numbers": {**sharded({}), "model.safetensors.index.json": text({"weight_map": {"a": 1}})},
     "an index that names a tensor twice": {
         **sharded({}, one=tensors("a")),
