@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from mixpeek_ray.core.limits import MIB
 from mixpeek_ray.core.records import FileInfo, ModelFormat, ModelKind, TensorSignature
 
 if TYPE_CHECKING:
     import torch
+
+# Vocabularies and configs take some 20 MB, a graph without its weights up to 100; they are held in memory whole.
+MAX_COMPANION_BYTES = 256 * MIB
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mixpeek_ray.core.errors import FormatMismatchError, InvalidWeightsError
 from mixpeek_ray.core.limits import MIB
 from mixpeek_ray.core.records import FileInfo, ModelFormat, ModelKind
-from mixpeek_ray.formats.base import Companion, OpenedModel
+from mixpeek_ray.formats.base import MAX_COMPANION_BYTES, Companion, OpenedModel
 from mixpeek_ray.formats.huggingface_checks import check_settings, refuse_code_files
 from mixpeek_ray.formats.huggingface_files import CONFIG, ModelDirectory, find_directory, named
 from mixpeek_ray.formats.huggingface_modules import inside, list_modules
@@ -28,8 +28,6 @@ _CHAT_TEMPLATES = "additional_chat_templates"
 _LEFT_BEHIND = re.compile(r"trainer_state\.json|all_results\.json|(train|eval)_results\.json|.*\.index\.json")
 # Vocabularies: tokens as keys, larger than any settings, and read by the tokenizers alone.
 _VOCABULARIES = re.compile(r"tokenizer\.json|tekken\.json|added_tokens\.json|normalizer\.json|.*vocab.*\.json")
-# The largest known vocabulary files take 35 MB; these travel with the weights' index, in memory.
-_MAX_COMPANION_BYTES = 256 * MIB
 # Parsed in Python, at some 30 MB/s; real settings take a few KB.
 _MAX_SETTINGS_BYTES = 16 * MIB
 # Longer names say nothing to a person.
@@ -75,9 +73,9 @@ def _companion_paths(directory: ModelDirectory, folders: Sequence[str]) -> list[
         and not _LEFT_BEHIND.fullmatch(PurePosixPath(path).name)
     ]
     total = sum(directory.sizes[path] for path in paths)
-    if total > _MAX_COMPANION_BYTES:
+    if total > MAX_COMPANION_BYTES:
         raise InvalidWeightsError(
-            f"The settings and vocabularies take {total} bytes (limit {_MAX_COMPANION_BYTES}): remove the files that "
+            f"The settings and vocabularies take {total} bytes (limit {MAX_COMPANION_BYTES}): remove the files that "
             "loading the model does not need."
         )
     return paths

@@ -16,7 +16,7 @@ import numpy as np
 from mixpeek_ray.core.errors import InvalidWeightsError
 from mixpeek_ray.core.limits import GIB, MIB
 from mixpeek_ray.core.records import ArchiveContents, FileInfo, ModelFormat
-from mixpeek_ray.formats.base import Companion, OpenedModel
+from mixpeek_ray.formats.base import MAX_COMPANION_BYTES, Companion, OpenedModel
 from mixpeek_ray.formats.in_place import InPlace, index_in_place
 from mixpeek_ray.formats.packed import DTYPE_NAMES, WeightIndex, pack, plan
 from mixpeek_ray.formats.registry import get_format
@@ -31,8 +31,6 @@ _MEMORY_BYTES = 224 * MIB
 # A check reads headers only, packing every byte: 5 s for the one, and a disk at 50 MB/s for the other.
 _SECONDS = 5.0
 _SECONDS_PER_GIB = 20.0
-# Vocabularies and configs take some 20 MB; a graph without its weights up to 100. They are held in memory whole.
-_MAX_COMPANION_BYTES = 256 * MIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +105,7 @@ def pack_archive(
                 companions_path,
                 memory_bytes=size + _MEMORY_BYTES,
                 # Aligning adds up to 63 bytes a tensor, which takes about as many in the file's own headers.
-                file_bytes=2 * size + _MAX_COMPANION_BYTES,
+                file_bytes=2 * size + MAX_COMPANION_BYTES,
                 seconds=_time_limit_s(size),
             )
             if found.in_place is not None:
@@ -180,10 +178,10 @@ def _pack(
 def _open(model_format: ModelFormat, folder: Path, files: tuple[FileInfo, ...]) -> OpenedModel:
     opened = get_format(model_format).open(folder, files)
     beside = sum(len(companion.content) for companion in opened.companions)
-    if beside > _MAX_COMPANION_BYTES:
+    if beside > MAX_COMPANION_BYTES:
         raise InvalidWeightsError(
             f"The files that the model needs beside its weights take {beside} bytes, more than the "
-            f"{_MAX_COMPANION_BYTES} that they may."
+            f"{MAX_COMPANION_BYTES} that they may."
         )
     return opened
 

@@ -165,7 +165,7 @@ def test_too_much_beside_the_weights_is_refused(
         return function(*arguments)
 
     monkeypatch.setattr("mixpeek_ray.formats.inspect.run_limited", here)
-    monkeypatch.setattr("mixpeek_ray.formats.inspect._MAX_COMPANION_BYTES", 10)
+    monkeypatch.setattr("mixpeek_ray.formats.inspect.MAX_COMPANION_BYTES", 10)
     files = {"config.json": b'{"model_type": "bert"}', "model.safetensors": save({"x": torch.zeros(4)})}
     with pytest.raises(InvalidWeightsError, match="more than the 10"):
         pack_archive(io.BytesIO(build_tgz(files)), ModelFormat.HUGGINGFACE, work_dir)
