@@ -59,11 +59,9 @@ class OnnxFormat:
         # Before anything is mapped here: the session's mapping of the same weights counts against the same limit.
         check_session(model.SerializeToString(), (folder / path).parent)
         tensors = _pack_list(model, external, folder)
-        weight_files = {place.path for _, place in external}
         return OpenedModel(
             kind=ModelKind.ONNX,
             tensors=tensors,
-            weight_file=folder / weight_files.pop() if len(weight_files) == 1 else None,
             companions=(Companion(path=GRAPH_FILE, content=model.SerializeToString()),),
             inputs=inputs,
             outputs=outputs,

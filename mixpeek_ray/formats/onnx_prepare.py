@@ -72,6 +72,13 @@ def _check(folder: Path) -> None:
     onnxruntime.InferenceSession(str(optimized_model(folder)), options, providers=["CPUExecutionProvider"])
 
 
+def _limit_memory(weights_bytes: int) -> None:
+    """Keep a model whose constants unfold to gigabytes from taking the node's memory."""
+    if sys.platform == "linux":
+        memory = _MEMORY_FACTOR * weights_bytes + _MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+
+
 def main() -> None:
     """Prepare the model in the working directory."""
     request = json.load(sys.stdin)
@@ -80,8 +87,7 @@ def main() -> None:
     refer(model, request["places"])
     (folder / PLAIN_FILE).write_bytes(model.SerializeToString())
     if request["optimize"]:
-        memory = _MEMORY_FACTOR * (folder / WEIGHTS_FILE).stat().st_size + _MEMORY_BYTES
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        _limit_memory((folder / WEIGHTS_FILE).stat().st_size)
         _optimize(folder, request["threads"])
         _check(folder)
 

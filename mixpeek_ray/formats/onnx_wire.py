@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 INLINE_BYTES = 4 * KIB
 # The graphs of models with ten thousands of nodes take 10 MB; parsed, they take several times their size.
 MAX_GRAPH_BYTES = 64 * MIB
+# Nodes, tensors and value descriptions, mostly: large graphs have some 100,000. Reading one takes about 2 us.
+_MAX_FIELDS = 1_000_000
 # What protobuf's own parsers allow.
 _MAX_DEPTH = 100
 _MAX_VARINT_BYTES = 10
@@ -59,6 +61,7 @@ class _Detacher:
         self._file_name = file_name
         self._layout: Layout = layout()
         self._kept_bytes = 0
+        self._field_count = 0
 
     def copy(self, start: int, end: int, message: Descriptor, depth: int) -> bytearray:
         """Return the message that lies at ``start`` to ``end``, without its large tensors."""
@@ -69,6 +72,9 @@ class _Detacher:
         arrays = _ARRAY_FIELDS if message is TENSOR else frozenset()
         kept_from = start
         for field in _fields(self._data, start, end):
+            self._field_count += 1
+            if self._field_count > _MAX_FIELDS:
+                _refuse(f"its graph has more than {_MAX_FIELDS} parts; keep weights in initializers with raw_data")
             if field.wire_type != _DELIMITED or field.end - field.start <= INLINE_BYTES:
                 continue
             child = children.get(field.number)

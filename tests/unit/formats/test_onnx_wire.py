@@ -91,7 +91,8 @@ BROKEN = {
     "half a fixed number": b"\x0d\x00\x00",
     "inner length beyond the end": delimited(7, b"\x2a\xff\xff\x7f" + bytes(INLINE_BYTES)),
     "too deep": nest(40),
-    "graph too large": delimited(7, delimited(1, bytes([0x22, 0]) * (MAX_GRAPH_BYTES // 2 + 1))),
+    "graph too large": delimited(7, delimited(2, bytes(MAX_GRAPH_BYTES))),
+    "graph of too many parts": delimited(7, bytes([0x0A, 0]) * 1_000_001),
 }
 
 

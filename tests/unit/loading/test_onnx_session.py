@@ -292,7 +292,8 @@ def anonymous():
     return next(int(row.split()[1]) * 1024 for row in rows if row.startswith("Anonymous:"))
 
 index, companions, path = pickle.load(sys.stdin.buffer)
-data = mmap.mmap(open(path, "rb").fileno(), 0, access=mmap.ACCESS_COPY)
+with open(path, "rb") as file:
+    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 before = anonymous()
 session = open_onnx(index, data, companions, "shared", threads=1)
 taken = anonymous() - before
