@@ -89,6 +89,14 @@ def mutate_bytes(data: bytes, rng: Random) -> bytes:
     return bytes(changed)
 
 
+def repair_checksums(tar: bytes) -> bytes:
+    """Return the tar with every header's checksum made right."""
+    repaired = bytearray(tar)
+    for position in _headers(tar):
+        repaired[position : position + _BLOCK] = _with_checksum(repaired[position : position + _BLOCK])
+    return bytes(repaired)
+
+
 def _headers(tar: bytes) -> list[int]:
     """Return where the headers begin; a damaged size ends the walk."""
     found, position = [], 0
@@ -219,7 +227,9 @@ def _change_onnx(data: bytes, rng: Random) -> bytes:
         return mutate_bytes(data, rng)
     message, field, value = rng.choice(fields)
     new: Any = rng.choice(_NAMES).decode("latin-1")
-    if isinstance(value, bytes):
+    if field.enum_type is not None:
+        new = rng.choice(field.enum_type.values).number  # the library refuses to write any other
+    elif isinstance(value, bytes):
         new = mutate_bytes(value, rng)
     elif not isinstance(value, str):
         new = type(value)(rng.choice(_NUMBERS) % 2**31)
