@@ -137,7 +137,6 @@ def test_a_pickle_runs_nothing(platform: Platform, http: httpx.Client, namespace
         ({"version": "1..0"}, "invalid_version"),
         ({"version": "1.0.0/../"}, "invalid_version"),
         ({"model_format": "tensorflow"}, "unsupported_format"),
-        ({"model_format": "onnx"}, "unsupported_format"),
         ({"memory_gb": "-1"}, "invalid_resources"),
         ({"memory_gb": "nan"}, "invalid_resources"),
         ({"memory_gb": "inf"}, "invalid_resources"),
