@@ -40,9 +40,12 @@ class Packed:
     path: Path
     companions: tuple[Companion, ...]
 
-    def data(self) -> mmap.mmap | bytes:
+    def data(self) -> memoryview:
+        if self.index.total_bytes == 0:
+            # As the object store hands an empty array out: not every operation on its memory is possible.
+            return np.empty(0, np.uint8).data
         with self.path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if self.index.total_bytes else b""
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
     def open(self, key: str = "key", **options: Any) -> Any:
         return open_onnx(self.index, self.data(), self.companions, key, **options)
