@@ -70,9 +70,9 @@ def open_onnx(
 ) -> Any:
     """Return an ``onnxruntime.InferenceSession`` of a packed ONNX model.
 
-    ``data`` is the packed buffer, uint8, needed during the call only; ``key`` the hash of the model's content. The first
-    call of a node prepares the model's files, which takes about as long as three to six ordinary loads and up to three times
-    the weights on the disk, two of which stay; other processes wait for it. ``providers`` defaults to the setting
+    ``data`` is the packed buffer (uint8), needed during the call only; ``key`` the hash of the model's content. The
+    first call of a node prepares the model's files, which takes as long as three to nine ordinary loads and up to three
+    times the weights on the disk, two of which stay; other processes wait for it. ``providers`` defaults to the setting
     ``MIXPEEK_ONNX_PROVIDERS``, ``threads`` (of one operator; 0 leaves it to onnxruntime) to ``MIXPEEK_ONNX_THREADS``.
 
     Raises ``ValidationError`` for a provider that this onnxruntime does not have, ``InvalidWeightsError`` when it does
