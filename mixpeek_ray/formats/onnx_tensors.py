@@ -169,6 +169,9 @@ def stored_bytes(tensor: TensorProto, bits: int) -> int:
 def _reference(tensor: TensorProto) -> dict[str, str]:
     if tensor.HasField("raw_data") or any(getattr(tensor, name) for name in _LISTS):
         _refuse_claim(tensor, "has data of its own and refers to a file")
+    # What is no UTF-8 comes as bytes.
+    if not all(isinstance(text, str) for entry in tensor.external_data for text in (entry.key, entry.value)):
+        _refuse(tensor, "refers to a file in a way that is not text")
     reference = {entry.key: entry.value for entry in tensor.external_data}
     if len(reference) != len(tensor.external_data) or not _REFERENCE_KEYS.issuperset(reference):
         _refuse(tensor, f"refers to a file in a way that is not understood ({shown(sorted(reference))})")

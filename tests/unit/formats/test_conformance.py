@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import safetensors.torch
@@ -162,10 +161,7 @@ Pack = Callable[[Format, Tensors], PackedArchive]
 
 def load(packed: PackedArchive) -> Any:
     """Return what a worker gets: the file stands for the node's object store."""
-    size = packed.index.total_bytes
-    data = (
-        np.memmap(packed.data_path, np.uint8, mode="r", shape=(size,)).view(np.ndarray) if size else np.empty(0, "u1")
-    )
+    data = packed.map_buffer()
     content_id = hashlib.sha256(packed.data_path.read_bytes() + repr(packed.index).encode()).hexdigest()
     return open_model(
         DeployedModel(

@@ -218,6 +218,15 @@ def test_an_archive_cannot_provide_the_memory_address(open_files: Open) -> None:
         open_files({"m.onnx": model.SerializeToString(), location: WEIGHTS.tobytes()})
 
 
+@pytest.mark.parametrize("text", [b"location", b"w.bin"])
+def test_a_reference_that_is_no_text_is_refused(text: bytes, open_files: Open) -> None:
+    model = build(initializers=[external()]).SerializeToString()
+    assert model.count(text) == 1
+    broken = model.replace(text, b"\xff" * len(text))
+    with pytest.raises(UnsafeExternalDataError, match="not text"):
+        open_files({"model.onnx": broken, "w.bin": WEIGHTS.tobytes()})
+
+
 @pytest.mark.parametrize("link", ["symlink", "hard link", "linked folder"])
 def test_links_are_not_followed(link: str, tmp_path: Path) -> None:
     outside, folder = tmp_path / "outside", tmp_path / "archive"
