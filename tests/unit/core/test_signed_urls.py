@@ -24,7 +24,7 @@ SNAPSHOT = KeyRingSnapshot(
 )
 
 
-def sign(*, expires_in: timedelta = timedelta(minutes=1), key_id: str = "key_1") -> str:
+def sign(*, expires_in: timedelta = timedelta(days=1), key_id: str = "key_1") -> str:
     return KeyRing(SNAPSHOT).sign_url(key_id, PATH, NOW + expires_in)
 
 

@@ -126,6 +126,8 @@ def test_programs_come_back_over_shared_weights(
 
 
 def test_constants_are_shared_too(open_script: Open, tmp_path: Path) -> None:
+    # Other random weights may saturate, and then half of them gives the same.
+    torch.manual_seed(0)
     module, weights = loaded(open_script(saved(frozen())), tmp_path / "packed")
     ids = torch.zeros(1, 2, dtype=torch.long)
     before = module(ids)
