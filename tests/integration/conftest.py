@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -31,12 +32,16 @@ def free_port() -> int:
 
 
 def eventually(condition: Callable[[], Any], *, timeout_s: float = 30.0, what: str = "condition") -> Any:
-    """Return the first truthy result of ``condition``; fail when there is none in time."""
+    """Return the first truthy result of ``condition``; fail when there is none in time.
+
+    A connection that breaks counts as no result: whoever asks while something is being killed has to expect one.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
-        result = condition()
-        if result:
-            return result
+        with contextlib.suppress(httpx.TransportError):
+            result = condition()
+            if result:
+                return result
         assert time.monotonic() < deadline, f"{what} not met within {timeout_s:g} s"
         time.sleep(0.05)  # the pace of the polling, not a wait for anything
 
@@ -165,3 +170,19 @@ def namespace(request: pytest.FixtureRequest) -> str:
     """A namespace that only this test uses; it is made by its first upload."""
     digest = abs(hash(request.node.nodeid)) % 10**12
     return f"ns_test{digest}"
+
+
+@pytest.fixture
+def whole_afterwards(http: httpx.Client) -> Iterator[None]:
+    """Hand the platform on only when what a test killed is back."""
+    yield
+    eventually(lambda: is_whole(http), timeout_s=60, what="health OK")
+
+
+def is_whole(http: httpx.Client) -> bool:
+    """Tell whether the platform is healthy and HAProxy reaches the gateway itself."""
+    health = http.get("/v1/health")
+    if health.status_code != httpx.codes.OK or health.json()["status"] != "OK":
+        return False
+    # Serve's fallback proxy, which answers while HAProxy knows no replica, takes no bodies of unknown length.
+    return http.post("/v1/health", content=iter([b""])).status_code == httpx.codes.METHOD_NOT_ALLOWED

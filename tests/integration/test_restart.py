@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
@@ -95,7 +96,8 @@ def test_a_killed_platform_deploys_everything_again_when_it_is_started(frail: Pl
     with frail.client() as http:
 
         def back() -> Any:
-            return http.get(f"/v1/namespaces/ns_restart/models/{kept}").json()["model"]["deployed"]
+            answer = http.get(f"/v1/namespaces/ns_restart/models/{kept}")
+            return answer.status_code == httpx.codes.OK and answer.json()["model"]["deployed"]
 
         eventually(back, what="the model deployed again")
         assert _models(http) == before

@@ -25,6 +25,8 @@ REGISTRY = "ray::ModelRegistry"
 GATEWAY = "ray::ServeReplica:gateway"
 PART_BYTES = 300_000
 
+pytestmark = pytest.mark.usefixtures("whole_afterwards")
+
 
 @pytest.fixture
 def archive() -> bytes:
@@ -67,13 +69,7 @@ def send(http: httpx.Client, upload_id: str, number: int, data: bytes) -> httpx.
 def send_until_kept(http: httpx.Client, upload_id: str, number: int, data: bytes) -> None:
     """Send a part as a client does that knows how to retry."""
 
-    def kept() -> bool:
-        try:
-            return send(http, upload_id, number, data).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    eventually(kept, what=f"part {number}")
+    eventually(lambda: send(http, upload_id, number, data).status_code == 200, what=f"part {number}")
 
 
 def arrived(http: httpx.Client, upload_id: str) -> dict[str, Any]:
