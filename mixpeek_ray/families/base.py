@@ -64,6 +64,16 @@ class Item:
         return len(self.ids) if self.visible is None else self.visible
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SparseVector:
+    """The weights above zero of one text."""
+
+    # int32 [n], ascending: token ids.
+    indices: npt.NDArray[np.int32]
+    # float32 [n].
+    values: FloatArray
+
+
 ItemT_contra = TypeVar("ItemT_contra", bound=Item, contravariant=True)
 ResultT_co = TypeVar("ResultT_co", covariant=True)
 

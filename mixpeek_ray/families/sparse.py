@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from mixpeek_ray.catalog.cards import ModelCard, SparseOptions
 from mixpeek_ray.core.errors import InvalidCatalogError
-from mixpeek_ray.families.base import FloatArray, Item, TextInput, Truncate
+from mixpeek_ray.families.base import FloatArray, Item, SparseVector, TextInput, Truncate
 from mixpeek_ray.families.networks.base import TokenBatch, build_batch
 from mixpeek_ray.families.networks.build import build_network
 from mixpeek_ray.families.tokens import TextTokenizer
@@ -19,16 +17,6 @@ from mixpeek_ray.families.weights import WeightsSource
 
 # Tokens whose logits are held at once: with BERT's vocabulary 125 MB in float32, and enough to keep a CPU busy.
 _TOKENS_AT_ONCE = 1_024
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SparseVector:
-    """The weights above zero of one text."""
-
-    # int32 [n], ascending: token ids.
-    indices: npt.NDArray[np.int32]
-    # float32 [n].
-    values: FloatArray
 
 
 class SparseFamily:

@@ -14,9 +14,8 @@ import torch
 from torch.nn import functional
 
 from mixpeek_ray.core.errors import InputTooLongError, ValidationError
-from mixpeek_ray.families.base import Item, Role, Truncate
+from mixpeek_ray.families.base import Item, Role, SparseVector, Truncate
 from mixpeek_ray.families.build import build_family
-from mixpeek_ray.families.sparse import SparseVector
 from mixpeek_ray.families.weights import DirectoryWeights
 
 MAX_TOKENS = 64
