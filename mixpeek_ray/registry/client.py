@@ -10,9 +10,7 @@ from typing import Any, Self
 
 import ray
 
-from mixpeek_ray.core.errors import InvalidApiKeyError, MixpeekError, RegistryUnavailableError
-from mixpeek_ray.core.keys import KeyRing
-from mixpeek_ray.core.logs import get_logger
+from mixpeek_ray.core.errors import MixpeekError
 from mixpeek_ray.core.records import (
     ArchiveContents,
     DeploymentStatus,
@@ -28,15 +26,10 @@ from mixpeek_ray.core.records import (
 from mixpeek_ray.core.settings import Settings
 from mixpeek_ray.registry.bootstrap import ensure_inspector, ensure_registry
 from mixpeek_ray.registry.calls import call, call_while_alive
+from mixpeek_ray.registry.key_checker import KeyChecker
 from mixpeek_ray.registry.state import ModelKey
 from mixpeek_ray.registry.uploads_client import UploadsClient
 
-_log = get_logger(__name__)
-
-# Keys revoked anywhere are refused everywhere within 5 s (hardening.md): a poll a second leaves room for slow ones.
-_KEY_POLL_S = 1.0
-# An unknown key may be a new one: the ring is read again, but not more often than this for all callers together.
-_KEY_REREAD_S = 0.25
 # Health must answer within 5 s whatever is broken.
 _HEALTH_TIMEOUT_S = 2.0
 # One wait of a deploy call; short, so that a registry that stops meanwhile is noticed.
@@ -48,43 +41,35 @@ _INSPECT_TIMEOUT_S = 30.0
 class RegistryClient:
     """Implements ``api.ports.Platform`` over the actors; one for each ingress replica, used from its event loop."""
 
-    def __init__(self, settings: Settings, *, ingress: str) -> None:
+    def __init__(self, settings: Settings, registry: Any, inspector: Any, keys: KeyChecker, *, ingress: str) -> None:
         self._settings = settings
         self._ingress = ingress
-        self._registry = ensure_registry(settings)
-        self._inspector = ensure_inspector(settings)
-        self.resumable = UploadsClient(self._registry, timeout_s=settings.registry_timeout_s)
-        self._key_ring: KeyRing | None = None
-        self._key_ring_read_at = 0.0
-        self._key_lock = asyncio.Lock()
-        self._key_poll: asyncio.Task[None] | None = None
+        self._registry = registry
+        self._inspector = inspector
+        self._keys = keys
+        self.resumable = UploadsClient(registry, timeout_s=settings.registry_timeout_s)
 
     @classmethod
     async def connect(cls, settings: Settings, *, ingress: str) -> Self:
         """Return a client whose keys are read; creates the actors on a new cluster."""
-        client = await asyncio.to_thread(cls, settings, ingress=ingress)
-        await client._read_keys()
-        client._key_poll = asyncio.create_task(client._poll_keys())
-        return client
+        registry = await asyncio.to_thread(ensure_registry, settings)
+        inspector = await asyncio.to_thread(ensure_inspector, settings)
+        keys = await KeyChecker.connect(registry, timeout_s=settings.registry_timeout_s)
+        return cls(settings, registry, inspector, keys, ingress=ingress)
 
     # Accounts
 
     async def authenticate(self, api_key: str) -> Principal:
         """Return who the key speaks for. Raises ``InvalidApiKeyError``."""
-        try:
-            return (await self._keys()).authenticate(api_key)
-        except InvalidApiKeyError:
-            if not await self._reread_keys():
-                raise
-            return (await self._keys()).authenticate(api_key)
+        return await self._keys.authenticate(api_key)
 
     async def sign_url(self, principal: Principal, path: str, expires_at: datetime) -> str:
         """Return the query that lets its bearer PUT to ``path`` as ``principal``."""
-        return (await self._keys()).sign_url(principal.key_id, path, expires_at)
+        return await self._keys.sign_url(principal, path, expires_at)
 
     async def authenticate_url(self, path: str, query: str) -> Principal:
         """Return who signed this URL. Raises ``InvalidApiKeyError``."""
-        return (await self._keys()).authenticate_url(path, query)
+        return await self._keys.authenticate_url(path, query)
 
     async def list_namespaces(self, principal: Principal) -> Sequence[Namespace]:
         """Return the organisation's namespaces, by id."""
@@ -168,39 +153,6 @@ class RegistryClient:
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         return await call(getattr(self._registry, method).remote(*arguments), self._settings.registry_timeout_s)
-
-    # Keys
-
-    async def _keys(self) -> KeyRing:
-        if self._key_ring is None:
-            await self._read_keys()
-        assert self._key_ring is not None  # noqa: S101  # read above, or that raised
-        return self._key_ring
-
-    async def _read_keys(self) -> None:
-        known = self._key_ring.version if self._key_ring is not None else None
-        snapshot = await self._call("key_ring", known)
-        self._key_ring_read_at = time.monotonic()
-        if snapshot is not None:
-            self._key_ring = KeyRing(snapshot)
-
-    async def _reread_keys(self) -> bool:
-        """Read the keys unless that was done just now; tell whether they changed."""
-        asked_at = time.monotonic()
-        before = self._key_ring
-        async with self._key_lock:
-            if self._key_ring_read_at < asked_at - _KEY_REREAD_S or self._key_ring is None:
-                await self._read_keys()
-        return self._key_ring is not before
-
-    async def _poll_keys(self) -> None:
-        while True:
-            await asyncio.sleep(_KEY_POLL_S)
-            try:
-                await self._read_keys()
-            except RegistryUnavailableError:
-                # No registry, no revocations: only it writes them. The ring stays true until it is back.
-                _log.warning("key ring not refreshed: the registry does not answer")
 
 
 _FAILED = object()
