@@ -20,12 +20,18 @@ HEADER_TIMEOUT_S = 10
 KEEP_ALIVE_TIMEOUT_S = 90
 # While no replica is up, Serve's Python proxy takes over and holds whole bodies in memory: only small ones may wait.
 MAX_FALLBACK_BODY_BYTES = 1024 * 1024
+# A model family without replicas is started by the request that waits for it, so that one may be as large as any; the
+# number of them bounds the memory instead: the rest wait in HAProxy, unread.
+MAX_FALLBACK_INFERENCE_BODY_BYTES = 16 * 1024 * 1024
+MAX_FALLBACK_INFERENCE_REQUESTS = 32
 
 _RETRY_AFTER_S = 2
 _PR_SET_PDEATHSIG = 1
 _PUBLIC_FRONTEND = "frontend http_frontend"
 # Answers while no application has been routed yet; the gateway takes every path.
 _UNROUTED = "backend default_backend"
+# Takes uploads; every other application computes.
+_GATEWAY = "backend http-gateway"
 _REPLACED = ("errorfile ", "timeout http-keep-alive ", "timeout http-request ")
 _ERROR_PAGES = {
     400: ("BadRequestError", "bad_request", "The request is not HTTP: check the client.", "Bad Request"),
@@ -106,13 +112,19 @@ def _limit_fallback(section: list[str]) -> list[str]:
     if not section or not section[0].startswith("backend ") or not any("backup" in words for words in servers):
         return section
     backend = section[0].split()[1]
+    limit_bytes, lines = MAX_FALLBACK_BODY_BYTES, section[1:]
+    if section[0] != _GATEWAY:
+        limit_bytes = MAX_FALLBACK_INFERENCE_BODY_BYTES
+        lines = [
+            f"{line} maxconn {MAX_FALLBACK_INFERENCE_REQUESTS}" if line.endswith(" backup") else line for line in lines
+        ]
     up = [f"    acl replica_up srv_is_up({backend}/{words[1]})" for words in servers if "backup" not in words]
     return [
         section[0],
         *(up or ["    acl replica_up always_false"]),
-        _unavailable(f" if !replica_up {{ req.hdr_val(content-length) gt {MAX_FALLBACK_BODY_BYTES} }}"),
+        _unavailable(f" if !replica_up {{ req.hdr_val(content-length) gt {limit_bytes} }}"),
         _unavailable(" if !replica_up { req.hdr(transfer-encoding) -m found }"),
-        *section[1:],
+        *lines,
     ]
 
 

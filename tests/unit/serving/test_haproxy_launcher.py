@@ -18,17 +18,23 @@ from ray.serve.config import HTTPOptions
 from mixpeek_ray.cli.environment import haproxy_binary
 from mixpeek_ray.cli.processes import is_alive
 from mixpeek_ray.serving import haproxy_launcher
-from mixpeek_ray.serving.haproxy_launcher import MAX_FALLBACK_BODY_BYTES, harden, write_error_pages
+from mixpeek_ray.serving.haproxy_launcher import (
+    MAX_FALLBACK_BODY_BYTES,
+    MAX_FALLBACK_INFERENCE_BODY_BYTES,
+    MAX_FALLBACK_INFERENCE_REQUESTS,
+    harden,
+    write_error_pages,
+)
 
 PUBLIC = "127.0.0.1:18000"
 
 
-def backend(*replicas: str) -> BackendConfig:
+def backend(*replicas: str, app: str = "gateway", prefix: str = "/") -> BackendConfig:
     """Return a routed application with these replicas and Serve's fallback proxy."""
     return BackendConfig(
-        name="http-gateway",
-        path_prefix="/",
-        app_name="gateway",
+        name=f"http-{app}",
+        path_prefix=prefix,
+        app_name=app,
         servers=[ServerConfig(name=name, host="127.0.0.1", port=20_500 + i) for i, name in enumerate(replicas)],
         fallback_server=ServerConfig(name="FALLBACK", host="127.0.0.1", port=20_499),
     )
@@ -101,12 +107,23 @@ def test_without_replicas_only_the_fallback_counts(tmp_path: Path) -> None:
     assert section(config, "backend http-gateway")[0] == "acl replica_up always_false"
 
 
+def test_a_sleeping_family_takes_whole_requests_but_not_many(tmp_path: Path) -> None:
+    asleep = backend(app="embeddings", prefix="/v1/embeddings")
+    config = harden(render(tmp_path, backend("A"), asleep), public_bind=PUBLIC, error_dir=tmp_path)
+    lines = section(config, "backend http-embeddings")
+    deny = "http-request deny deny_status 503 if !replica_up"
+    assert f"{deny} {{ req.hdr_val(content-length) gt {MAX_FALLBACK_INFERENCE_BODY_BYTES} }}" in lines
+    assert lines[-1].endswith(f" backup maxconn {MAX_FALLBACK_INFERENCE_REQUESTS}")
+    assert not any("maxconn" in line for line in section(config, "backend http-gateway"))
+
+
 @pytest.mark.parametrize("replicas", [(), ("A",), ("A", "B")])
 def test_haproxy_accepts_the_result(short_path: Path, replicas: tuple[str, ...]) -> None:
     binary = haproxy_binary()
     assert binary is not None
     write_error_pages(short_path)
-    once = harden(render(short_path, backend(*replicas)), public_bind=PUBLIC, error_dir=short_path)
+    family = backend(*replicas, app="embeddings", prefix="/v1/embeddings")
+    once = harden(render(short_path, backend(*replicas), family), public_bind=PUBLIC, error_dir=short_path)
     file = short_path / "haproxy.cfg"
     file.write_text(once)
     check = subprocess.run([binary, "-c", "-f", str(file)], capture_output=True, text=True, check=False)
