@@ -31,7 +31,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     config.write_text(shipped.replace("port: 8000", f"port: {platform.port}"))
     with (folder / "log").open("w+") as log:
         process = subprocess.Popen(
-            [str(Path(sys.executable).with_name("serve")), "run", str(config)],
+            # What a shell starts in the background ignores SIGINT, and so would everything below it.
+            ["env", "--default-signal=INT", str(Path(sys.executable).with_name("serve")), "run", str(config)],
             cwd=ROOT,
             env=platform.environment,
             stdout=log,
