@@ -2,51 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
+from mixpeek_ray.batching.requests import Computed, RerankRequest, TextRequest
 from mixpeek_ray.core.records import Principal
-from mixpeek_ray.families.base import FloatArray, Role, SparseVector, TextInput, Truncate
-
-ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Computed(Generic[ResultT]):
-    """What a model made of a request's inputs, in their order."""
-
-    # The name that the model answers to: a built-in model's own, or ``{namespace}/{model_id}``.
-    model: str
-    results: Sequence[ResultT]
-    # Of all inputs, special ones included.
-    tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextRequest:
-    """Texts for one embedding model."""
-
-    # A built-in model's name or alias, or ``{namespace}/{model_id}``.
-    model: str
-    inputs: Sequence[TextInput]
-    role: Role = Role.DOCUMENT
-    truncate: Truncate = Truncate.END
-    # For models whose prompt has one; None: the model's own.
-    instruction: str | None = None
-    # For dense models that were trained for shorter vectors; None: the model's own.
-    dimensions: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RerankRequest:
-    """A query and the documents that are to be scored against it."""
-
-    # A reranker, or a late-interaction model.
-    model: str
-    query: str
-    documents: Sequence[str]
-    truncate: Truncate = Truncate.END
+from mixpeek_ray.families.base import FloatArray, SparseVector
 
 
 class TextInference(Protocol):
@@ -69,3 +29,6 @@ class TextInference(Protocol):
 
     async def rerank(self, principal: Principal, request: RerankRequest) -> Computed[float]:
         """Return one score a document, in the documents' order."""
+
+
+__all__ = ["Computed", "RerankRequest", "TextInference", "TextRequest"]

@@ -22,6 +22,8 @@ ResultT = TypeVar("ResultT")
 _BATCH_S = 0.05
 # What a batch may hold before anything was measured, and always.
 _FIRST_TOKENS = 256
+# What may wait before anything was measured: the requests that had waited for the model to load come all at once.
+_UNMEASURED_TOKENS = 8_192
 # How much the latest batch counts in the measured rate.
 _RATE_WEIGHT = 0.2
 
@@ -95,9 +97,16 @@ class BatchRunner(Generic[ItemT, ResultT]):
         self._thread.join()
 
     def _admit(self, tokens: int) -> None:
+        ahead = self._queue.tokens_ahead_of(tokens)
         if not self._tokens_per_s:
+            if ahead > _UNMEASURED_TOKENS:
+                raise OverloadedError(
+                    f"Model {self._family.card.name!a} has just been loaded and has {ahead} tokens to compute first: "
+                    "send again later.",
+                    retry_after_seconds=1,
+                )
             return
-        wait_s = self._queue.tokens_ahead_of(tokens) / self._tokens_per_s
+        wait_s = ahead / self._tokens_per_s
         if wait_s > self._max_wait_s:
             raise OverloadedError(
                 f"Model {self._family.card.name!a} has {wait_s:.1f} s of other requests' work to do first: "
