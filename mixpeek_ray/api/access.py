@@ -5,11 +5,23 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from mixpeek_ray.core import limits
 from mixpeek_ray.core.errors import PermissionDeniedError, TierRequiredError
 from mixpeek_ray.core.records import Principal, Role, Tier
 
 _OPEN_PATHS = frozenset({"/v1/feature-extractors", "/v1/retrievers/stages"})
 _OPEN_TREES = ("/v1/health", "/v1/collections/features/extractors")
+_INFERENCE_PATHS = frozenset(
+    {
+        "/v1/embeddings",
+        "/v1/embeddings/sparse",
+        "/v1/embeddings/multi-vector",
+        "/v1/embeddings/hybrid",
+        "/v1/rerank",
+        "/v2/rerank",
+        "/v1/inference",
+    }
+)
 # Longer than any id there is: a 64-character name, a version of 29 characters and what joins them.
 _PLAUSIBLE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -23,6 +35,8 @@ class Access:
     role: Role
     # Custom models are an Enterprise feature.
     needs_enterprise: bool = False
+    # Of a body that is no archive.
+    max_body_bytes: int = limits.MAX_JSON_BODY_BYTES
     # Uploads alone may carry an archive as their body.
     is_upload: bool = False
     # A signed URL does in place of a key: clients send their parts without one, as to an object store.
@@ -32,8 +46,11 @@ class Access:
 def access_for(method: str, path: str) -> Access:
     """Return what ``method`` on the decoded ``path`` asks for; whatever is not listed as open needs a key."""
     role = Role.READ if method in _READING_METHODS else Role.WRITE
-    if not path.startswith("/v1/") or _is_open(path):
+    if not path.startswith(("/v1/", "/v2/")) or _is_open(path):
         return Access(needs_key=False, role=role)
+    if path in _INFERENCE_PATHS:
+        # Nothing is changed by it, so a key that may read may compute.
+        return Access(needs_key=True, role=Role.READ, max_body_bytes=limits.MAX_INFERENCE_BODY_BYTES)
     match path.split("/")[2:]:
         case ["namespaces", _, "models", *rest]:
             is_part = _is_part(method, rest)

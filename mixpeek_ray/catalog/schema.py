@@ -59,7 +59,7 @@ class LimitsEntry(_Strict):
     """Defaults suit a model of BERT's size on a CPU."""
 
     # OpenAI's own limit on the inputs of one request.
-    max_inputs: int = Field(default=2_048, ge=1, le=100_000)
+    max_inputs: int = Field(default=2_048, ge=1, le=limits.MAX_INPUTS)
     # Larger batches are no faster on a CPU, and a base model's working memory stays near 200 MB.
     max_batch_tokens: int = Field(default=8_192, ge=1, le=1_048_576)
 

@@ -27,6 +27,15 @@ MAX_OPEN_UPLOADS_PER_NAMESPACE = 20
 # JSON bodies of management routes carry a few hundred bytes.
 MAX_JSON_BODY_BYTES = 1 * MIB
 
+# Inference: 2,048 texts of 1,024 tokens, twice what most models read, take about 10 MB.
+MAX_INFERENCE_BODY_BYTES = 16 * MIB
+# Values that one body may hold: parsed, the smallest take 32 bytes each. 2,048 lists of 512 token ids are half of it.
+MAX_INFERENCE_VALUES = 2_000_000
+# Of one text: ten times what an 8,192-token model reads of it. A million take a second to tokenize.
+MAX_TEXT_CHARS = 400_000
+# A catalog may allow this many inputs a request; each model's own limit is usually lower.
+MAX_INPUTS = 100_000
+
 # Strict tar reader (hardening.md): a real model archive stays far inside every one of these.
 MAX_ARCHIVE_MEMBERS = 10_000
 MAX_UNPACKED_BYTES = 20 * GIB

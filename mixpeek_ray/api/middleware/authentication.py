@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mixpeek_ray.api.access import Access, access_for, check_access
 from mixpeek_ray.api.context import context_of
 from mixpeek_ray.api.envelope import error_response
-from mixpeek_ray.api.ports import Platform
 from mixpeek_ray.core.errors import AuthenticationError, InvalidApiKeyError, MixpeekError
 from mixpeek_ray.core.records import Principal
 
@@ -17,12 +17,22 @@ from mixpeek_ray.core.records import Principal
 _BEARER = re.compile(rb"bearer +([!-~]{1,256})", re.IGNORECASE)
 
 
+class Authenticator(Protocol):
+    """Knows who a key speaks for. Both raise ``InvalidApiKeyError`` and ``RegistryUnavailableError``."""
+
+    async def authenticate(self, api_key: str) -> Principal:
+        """Return who the key speaks for."""
+
+    async def authenticate_url(self, path: str, query: str) -> Principal:
+        """Return who signed this URL."""
+
+
 class Authentication:
     """Lets a request pass when its path is open, or when its key is valid and may do what the path asks for."""
 
-    def __init__(self, app: ASGIApp, *, platform: Platform) -> None:
+    def __init__(self, app: ASGIApp, *, authenticator: Authenticator) -> None:
         self._app = app
-        self._platform = platform
+        self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 401 or 403 without reading the body, or pass the request on with its principal."""
@@ -44,8 +54,8 @@ class Authentication:
     async def _principal(self, access: Access, scope: Scope) -> Principal:
         has_key = any(name == b"authorization" for name, _ in scope["headers"])
         if access.takes_signed_url and not has_key and b"signature=" in scope["query_string"]:
-            return await self._platform.authenticate_url(scope["path"], scope["query_string"].decode("latin-1"))
-        return await self._platform.authenticate(_api_key(scope))
+            return await self._authenticator.authenticate_url(scope["path"], scope["query_string"].decode("latin-1"))
+        return await self._authenticator.authenticate(_api_key(scope))
 
 
 def _api_key(scope: Scope) -> str:

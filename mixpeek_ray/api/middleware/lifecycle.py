@@ -60,14 +60,14 @@ class RequestLifecycle:
             await answer.send_error(scope, receive, internal_error())
 
     def _guarded_body(self, scope: Scope, receive: Receive) -> GuardedBody:
-        is_upload = access_for(scope["method"], scope["path"]).is_upload
+        access = access_for(scope["method"], scope["path"])
         return GuardedBody(
             scope,
             receive,
             limit_bytes=self._max_upload_bytes + limits.MAX_FORM_OVERHEAD_BYTES
-            if is_upload
-            else limits.MAX_JSON_BODY_BYTES,
-            too_large=self._archive_too_large if is_upload else _body_too_large,
+            if access.is_upload
+            else access.max_body_bytes,
+            too_large=self._archive_too_large if access.is_upload else _body_too_large,
             idle_timeout_s=self._idle_timeout_s,
         )
 
