@@ -111,7 +111,8 @@ def behind_python_proxy(folder: Path) -> Iterator[Platform]:
     environment = _environment(platform) | {"RAY_TMPDIR": str(folder)}
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(
-            [_COMMANDS / "serve", "run", "--address", "local", config_file],
+            # What a shell starts in the background ignores SIGINT, and so would everything below it.
+            ["env", "--default-signal=INT", _COMMANDS / "serve", "run", "--address", "local", config_file],
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
