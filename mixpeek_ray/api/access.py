@@ -9,8 +9,12 @@ from mixpeek_ray.core import limits
 from mixpeek_ray.core.errors import PermissionDeniedError, TierRequiredError
 from mixpeek_ray.core.records import Principal, Role, Tier
 
-_OPEN_PATHS = frozenset({"/v1/feature-extractors", "/v1/retrievers/stages"})
-_OPEN_TREES = ("/v1/health", "/v1/collections/features/extractors")
+_OPEN_TREES = (
+    "/v1/health",
+    "/v1/feature-extractors",
+    "/v1/collections/features/extractors",
+    "/v1/retrievers/stages",
+)
 _INFERENCE_PATHS = frozenset(
     {
         "/v1/embeddings",
@@ -95,4 +99,4 @@ def _is_part(method: str, below_models: list[str]) -> bool:
 
 
 def _is_open(path: str) -> bool:
-    return path in _OPEN_PATHS or any(path == tree or path.startswith(tree + "/") for tree in _OPEN_TREES)
+    return any(path == tree or path.startswith(tree + "/") for tree in _OPEN_TREES)

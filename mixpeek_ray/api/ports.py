@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
+from mixpeek_ray.catalog.availability import BuiltinModel
 from mixpeek_ray.core.records import (
     DeployResult,
     ModelState,
@@ -107,6 +108,9 @@ class Platform(Protocol):
 
     async def create_namespace(self, principal: Principal, name: str) -> Namespace:
         """Make a namespace called ``name`` with a new id."""
+
+    async def builtin_models(self) -> Sequence[BuiltinModel]:
+        """Return the catalog's models, in its order, with what is known of their weights."""
 
     async def health(self) -> PlatformHealth:
         """Return what works, within 5 s whatever is broken."""

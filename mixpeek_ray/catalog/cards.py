@@ -140,7 +140,7 @@ _FAMILIES: dict[type[FamilyOptions], Family] = {
     LateInteractionOptions: Family.LATE_INTERACTION,
     RerankOptions: Family.RERANK,
 }
-_TASKS = {
+TASKS = {
     Family.DENSE: Task.EMBEDDING,
     Family.SPARSE: Task.SPARSE_EMBEDDING,
     Family.LATE_INTERACTION: Task.MULTI_VECTOR_EMBEDDING,
@@ -193,4 +193,4 @@ class ModelCard:
     @property
     def task(self) -> Task:
         """What callers use this model for."""
-        return _TASKS[self.family]
+        return TASKS[self.family]

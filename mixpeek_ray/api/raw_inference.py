@@ -1,0 +1,148 @@
+"""One call of ``POST /v1/inference``, from the model it means to the data it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mixpeek_ray.api.custom_models import find_custom_model
+from mixpeek_ray.api.inference_body import (
+    DenseParameters,
+    RawInferenceRequest,
+    RerankInputs,
+    RerankParameters,
+    TextInputs,
+    TextParameters,
+    parse_section,
+)
+from mixpeek_ray.api.inference_ports import Computed, RerankRequest, TextInference, TextRequest
+from mixpeek_ray.api.inference_target import BuiltinTarget, Target
+from mixpeek_ray.api.ports import Platform
+from mixpeek_ray.catalog.cards import TASKS, Family
+from mixpeek_ray.catalog.custom import custom_family
+from mixpeek_ray.catalog.stages import RERANKING_FAMILIES
+from mixpeek_ray.core.errors import ModelNotDeployedError, ModelNotFoundError, ValidationError
+from mixpeek_ray.core.records import DeploymentStatus, Principal
+from mixpeek_ray.families.base import FloatArray, SparseVector
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawResult:
+    """What a model made of a call's inputs, ready for the wire but for its arrays."""
+
+    data: Any
+    model: str
+    tokens: int
+
+
+async def family_of(platform: Platform, principal: Principal, target: Target) -> Family:
+    """Return what computes ``target``.
+
+    Raises ``ModelNotFoundError``, ``ModelNotDeployedError``, and ``ValidationError`` for a custom model of a kind that
+    takes no texts.
+    """
+    if isinstance(target, BuiltinTarget):
+        return target.card.family
+    state = await find_custom_model(platform, principal, namespace_id=target.namespace_id, model_id=target.model_id)
+    if state.status is not DeploymentStatus.DEPLOYED:
+        raise ModelNotDeployedError(f"Model {target.model} is {state.status}: deploy it first.")
+    family = custom_family(state)
+    if target.output is not None and (family is None or target.output != TASKS[family]):
+        raise ModelNotFoundError(f"Model {target.model} has no output {target.output!a}.", field="feature_uri")
+    if family is None:
+        raise ValidationError(
+            f"Model {target.model} answers no texts here: it must be an embedding or reranking model in Hugging Face "
+            "format.",
+            field="model",
+        )
+    return family
+
+
+async def run(
+    inference: TextInference, principal: Principal, target: Target, family: Family, request: RawInferenceRequest
+) -> RawResult:
+    """Return what ``target`` makes of the request's inputs. Raises ``ValidationError`` and as ``TextInference``."""
+    parameters = request.parameters or {}
+    asks_for_scores = family is Family.RERANK or (
+        family in RERANKING_FAMILIES and not request.inputs.keys().isdisjoint(RerankInputs.model_fields)
+    )
+    if asks_for_scores:
+        return await _rerank(inference, principal, target.model, request.inputs, parameters)
+    return await _embed(inference, principal, target.model, family, request.inputs, parameters)
+
+
+async def _embed(
+    inference: TextInference,
+    principal: Principal,
+    model: str,
+    family: Family,
+    given_inputs: Mapping[str, Any],
+    given_parameters: Mapping[str, Any],
+) -> RawResult:
+    inputs = parse_section(TextInputs, "inputs", given_inputs, subject=_subject(model, family))
+    kind = DenseParameters if family is Family.DENSE else TextParameters
+    parameters = parse_section(kind, "parameters", given_parameters, subject=_subject(model, family))
+    dense = parameters if isinstance(parameters, DenseParameters) else None
+    request = TextRequest(
+        model=model,
+        inputs=[inputs.text] if inputs.text is not None else inputs.texts or [],
+        role=parameters.input_type,
+        truncate=parameters.truncate,
+        instruction=dense.instruction if dense else None,
+        dimensions=dense.dimensions if dense else None,
+    )
+    computed: Computed[FloatArray] | Computed[SparseVector]
+    match family:
+        case Family.SPARSE:
+            computed = await inference.embed_sparse(principal, request)
+        case Family.LATE_INTERACTION:
+            computed = await inference.embed_multi_vector(principal, request)
+        case _:
+            computed = await inference.embed(principal, request)
+    data = [_vector(result) for result in computed.results]
+    return RawResult(data=data[0] if inputs.text is not None else data, model=computed.model, tokens=computed.tokens)
+
+
+async def _rerank(
+    inference: TextInference,
+    principal: Principal,
+    model: str,
+    given_inputs: Mapping[str, Any],
+    given_parameters: Mapping[str, Any],
+) -> RawResult:
+    subject = _subject(model, Family.RERANK)
+    inputs = parse_section(RerankInputs, "inputs", given_inputs, subject=subject)
+    parameters = parse_section(RerankParameters, "parameters", given_parameters, subject=subject)
+    request = RerankRequest(model=model, query=inputs.query, documents=inputs.documents, truncate=parameters.truncate)
+    computed = await inference.rerank(principal, request)
+    ranked = _best_first(computed.results)[: parameters.top_n]
+    data = [
+        {"index": index, "relevance_score": score}
+        | ({"document": {"text": inputs.documents[index]}} if parameters.return_documents else {})
+        for index, score in ranked
+    ]
+    return RawResult(data=data, model=computed.model, tokens=computed.tokens)
+
+
+def _best_first(scores: Sequence[float]) -> list[tuple[int, float]]:
+    # Sorting is stable: equal scores stay in the documents' order.
+    return sorted(enumerate(scores), key=lambda ranked: -ranked[1])
+
+
+def _vector(result: FloatArray | SparseVector) -> Any:
+    if isinstance(result, SparseVector):
+        return {"indices": result.indices, "values": result.values}
+    return result
+
+
+_KINDS = {
+    Family.DENSE: "a dense embedding model",
+    Family.SPARSE: "a sparse embedding model",
+    Family.LATE_INTERACTION: "a late-interaction model",
+    Family.RERANK: "a reranker",
+}
+
+
+def _subject(model: str, family: Family) -> str:
+    return f"{model}, {_KINDS[family]},"
