@@ -70,7 +70,7 @@ class Worker:
         from mixpeek_ray.loading import loader
 
         key = ModelKey(namespace_id=NAMESPACE, model_id=model_id)
-        self.ticket = loader._ticket(key, time.monotonic() + 60)
+        self.ticket = loader._ticket(loader.NamespaceModel(key=key), time.monotonic() + 60)
 
     def load(self, kind: str, argument: Any) -> Sample:
         if kind == LOCATED:

@@ -58,6 +58,13 @@ class Settings(BaseSettings):
         default=None,
         description="Folder with weights of built-in models: a Hugging Face directory for each, by its name.",
     )
+    model_idle_s: float = Field(
+        default=900.0, gt=0, description="Seconds until the weights of a built-in model that nobody uses are let go."
+    )
+    warm_models: str | None = Field(
+        default=None,
+        description="Built-in models that are loaded when the platform starts and stay, by name, between commas.",
+    )
     idle_timeout_s: float = Field(
         default=30.0, gt=0, description="Seconds a client may send nothing in the middle of a request."
     )
@@ -104,6 +111,11 @@ class Settings(BaseSettings):
     def onnx_provider_names(self) -> tuple[str, ...]:
         """The execution providers one by one."""
         return tuple(name.strip() for name in self.onnx_providers.split(",") if name.strip())
+
+    @property
+    def warm_model_names(self) -> tuple[str, ...]:
+        """The warm models one by one."""
+        return tuple(name.strip() for name in (self.warm_models or "").split(",") if name.strip())
 
     @property
     def onnx_intra_op_threads(self) -> int:

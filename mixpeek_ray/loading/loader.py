@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ReferenceType, ref
 
 import ray
@@ -65,7 +65,43 @@ class _Resident:
         )
 
 
-_residents: dict[ModelKey, _Resident] = {}
+class Subject(Protocol):
+    """A model that a process may load: hashable, and equal to whatever names the same one."""
+
+    @property
+    def name(self) -> str:
+        """What messages and logs call it."""
+
+    @property
+    def still_coming(self) -> str:
+        """What to say of weights that do not arrive in time."""
+
+    def ask(self, registry: Any, wait_s: float) -> Any:
+        """Return the reference of the registry's answer: a ``LoadTicket``, or None after ``wait_s``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamespaceModel:
+    """A custom model."""
+
+    key: ModelKey
+
+    @property
+    def name(self) -> str:
+        """Its id."""
+        return self.key.model_id
+
+    @property
+    def still_coming(self) -> str:
+        """What to do about a deploy under way."""
+        return f"Model {self.name!a} is still being deployed: try again when its deployment_status is `deployed`."
+
+    def ask(self, registry: Any, wait_s: float) -> Any:
+        """Ask for the ticket of a deployed model."""
+        return registry.resolve.remote(self.key, wait_s)
+
+
+_residents: dict[Subject, _Resident] = {}
 
 # The registry's handle by the job that looked it up; forgotten when a call fails.
 _handle: dict[str, Any] = {}
@@ -101,7 +137,7 @@ def load_namespace_model(
     ``RegistryUnavailableError`` (no platform on this cluster, or it does not come back in time), ``ValidationError``
     (a device for a model that takes none).
     """
-    return open_model(_find(_key(model_id, namespace_id)), device)
+    return open_model(find(NamespaceModel(key=_key(model_id, namespace_id))), device)
 
 
 def _key(model_id: str, namespace_id: str | None) -> ModelKey:
@@ -114,8 +150,9 @@ def _key(model_id: str, namespace_id: str | None) -> ModelKey:
     return ModelKey(namespace_id=namespace, model_id=model_id)
 
 
-def _find(key: ModelKey) -> DeployedModel:
-    resident = _residents.get(key)
+def find(subject: Subject) -> DeployedModel:
+    """Return the model as the object store holds it; blocks and raises as ``load_namespace_model`` says."""
+    resident = _residents.get(subject)
     if resident is not None and time.monotonic() - resident.confirmed_at < _TRUST_S:
         model = resident.model()
         if model is not None:
@@ -123,24 +160,24 @@ def _find(key: ModelKey) -> DeployedModel:
     deadline = time.monotonic() + _settings.load_timeout_s
     while True:
         try:
-            return _fetch(key, deadline)
+            return _fetch(subject, deadline)
         except _NoRegistryError:
             raise
         except (RayActorError, OwnerDiedError, ObjectLostError, GetTimeoutError, RegistryUnavailableError) as error:
             _handle.clear()
             if time.monotonic() >= deadline:
                 raise RegistryUnavailableError(
-                    f"Model {key.model_id!a} could not be loaded in time: the registry, or the node that holds the "
+                    f"Model {subject.name!a} could not be loaded in time: the registry, or the node that holds the "
                     "weights, does not come back. `mixpeek-ray status` shows what runs."
                 ) from error
-            _log.info("load is tried again", extra={"namespace_id": key.namespace_id, "model_id": key.model_id})
+            _log.info("load is tried again", extra={"model_id": subject.name})
             time.sleep(_RETRY_PAUSE_S)
 
 
-def _fetch(key: ModelKey, deadline: float) -> DeployedModel:
-    ticket = _ticket(key, deadline)
-    model = _resident_model(key, ticket) or _get(ticket, deadline)
-    _residents[key] = _Resident(
+def _fetch(subject: Subject, deadline: float) -> DeployedModel:
+    ticket = _ticket(subject, deadline)
+    model = _resident_model(subject, ticket) or _get(ticket, deadline)
+    _residents[subject] = _Resident(
         content_id=model.content_id,
         kind=model.kind,
         index=model.index,
@@ -159,23 +196,21 @@ def _get(ticket: LoadTicket, deadline: float) -> DeployedModel:
     return DeployedModel(content_id=ticket.content_id, kind=ticket.kind, index=index, data=data, companions=beside)
 
 
-def _resident_model(key: ModelKey, ticket: LoadTicket) -> DeployedModel | None:
-    resident = _residents.get(key)
+def _resident_model(subject: Subject, ticket: LoadTicket) -> DeployedModel | None:
+    resident = _residents.get(subject)
     return resident.model() if resident is not None and resident.content_id == ticket.content_id else None
 
 
-def _ticket(key: ModelKey, deadline: float) -> LoadTicket:
+def _ticket(subject: Subject, deadline: float) -> LoadTicket:
     """Ask the registry until the weights are there or the deadline has passed."""
     while True:
         registry = _registry()
         timeout_s = _RESOLVE_WAIT_S + _settings.registry_timeout_s
-        ticket: LoadTicket | None = call_blocking(registry.resolve.remote(key, _RESOLVE_WAIT_S), timeout_s)
+        ticket: LoadTicket | None = call_blocking(subject.ask(registry, _RESOLVE_WAIT_S), timeout_s)
         if ticket is not None:
             return ticket
         if time.monotonic() >= deadline:
-            raise RegistryUnavailableError(
-                f"Model {key.model_id!a} is still being deployed: try again when its deployment_status is `deployed`."
-            )
+            raise RegistryUnavailableError(subject.still_coming)
 
 
 def _registry() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from mixpeek_ray.registry.handles import LoadTicket
 from mixpeek_ray.registry.state import ModelKey
 
 if TYPE_CHECKING:
+    from mixpeek_ray.catalog.availability import BuiltinModel
+    from mixpeek_ray.catalog.cards import ModelCard
     from mixpeek_ray.core.keys import KeyRingSnapshot
     from mixpeek_ray.core.records import (
         ApiKey,
@@ -46,6 +49,12 @@ class RegistryConfig:
     dev_key_path: str | None
     # How long a resumable upload may take.
     upload_lifetime_s: float
+    # The built-in models, and where this site keeps weights of them.
+    cards: tuple[ModelCard, ...]
+    models_dir: str | None
+    # How long a built-in model's weights stay without a user; those of warm models stay anyway.
+    model_idle_s: float
+    warm_models: tuple[str, ...]
 
 
 class ModelRegistry:
@@ -67,9 +76,11 @@ class ModelRegistry:
         self._versions = parts.versions
         self._accounts = parts.accounts
         self._uploads = parts.uploads
+        self._builtin = parts.builtin
         self._housekeeper = parts.housekeeper
         self._account_lock = asyncio.Lock()
         self._housekeeping = asyncio.create_task(self._housekeeper.keep())
+        self._watching = asyncio.create_task(self._builtin.watch())
 
     # Health
 
@@ -233,6 +244,24 @@ class ModelRegistry:
     async def report_progress(self, key: ModelKey, attempt: int, bytes_done: int) -> None:
         """Take note of how far a materialization is."""
         self._catalog.progressed(key, attempt, bytes_done)
+
+    # Built-in models
+
+    async def builtin_models(self) -> tuple[BuiltinModel, ...]:
+        """Return every built-in model with what is known of its weights now."""
+        return await self._builtin.models()
+
+    async def resolve_builtin(self, name: str, wait_s: float) -> LoadTicket | None:
+        """Return where a built-in model's weights are, loading them if need be; None: on their way after ``wait_s``.
+
+        ``name``: or an alias. Raises ``ModelNotFoundError``, ``WeightsUnavailableError``,
+        ``InsufficientCapacityError``.
+        """
+        return await self._builtin.resolve(name, wait_s)
+
+    async def keep_builtin(self, names: Sequence[str]) -> None:
+        """Count these built-in models as in use: their weights stay for another ``model_idle_s``."""
+        self._builtin.keep(names)
 
     def _check_namespace(self, organization_id: str, namespace_id: str) -> None:
         # A development namespace that was never written to is as good as empty: it is made by its first upload.

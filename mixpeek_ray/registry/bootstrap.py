@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 
+from mixpeek_ray.catalog.catalog import get_catalog
 from mixpeek_ray.core.settings import Settings
 from mixpeek_ray.registry.actor import ModelRegistry, RegistryConfig
 from mixpeek_ray.registry.handles import RAY_NAMESPACE, REGISTRY_NAME
@@ -21,13 +22,22 @@ _REGISTRY_CONCURRENCY = 10_000
 
 
 def ensure_registry(settings: Settings) -> Any:
-    """Return a handle of the registry actor, creating the actor unless it is there."""
+    """Return a handle of the registry actor, creating the actor unless it is there.
+
+    Raises ``InvalidCatalogError`` when the models' catalog cannot be used, ``ModelNotFoundError`` when a warm model is
+    not in it.
+    """
+    catalog = get_catalog()
     config = RegistryConfig(
         store_url=settings.resolved_store_url,
         secret_path=str(settings.secret_path),
         spool_dir=_spool_dir(settings),
         dev_key_path=str(settings.dev_key_path) if settings.dev_organization else None,
         upload_lifetime_s=settings.upload_lifetime_s,
+        cards=tuple(catalog.values()),
+        models_dir=str(settings.models_dir) if settings.models_dir is not None else None,
+        model_idle_s=settings.model_idle_s,
+        warm_models=tuple(catalog.find(name).name for name in settings.warm_model_names),
     )
     return (
         ray.remote(ModelRegistry)

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import ray
 
+from mixpeek_ray.catalog.availability import BuiltinModel
 from mixpeek_ray.core.errors import MixpeekError
 from mixpeek_ray.core.records import (
     ArchiveContents,
@@ -133,6 +134,13 @@ class RegistryClient:
         """Remove a model version for good."""
         key = ModelKey(namespace_id=namespace_id, model_id=model_id)
         await self._call("delete", principal.organization.organization_id, key)
+
+    # Built-in models
+
+    async def builtin_models(self) -> Sequence[BuiltinModel]:
+        """Return every built-in model with what is known of its weights now, in the catalog's order."""
+        models: Sequence[BuiltinModel] = await self._call("builtin_models")
+        return models
 
     # Health
 

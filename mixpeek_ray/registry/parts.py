@@ -10,6 +10,7 @@ from typing import Self
 from mixpeek_ray.core.errors import ModelNotFoundError
 from mixpeek_ray.registry.accounts import Accounts, load_or_create_secret
 from mixpeek_ray.registry.actor import RegistryConfig
+from mixpeek_ray.registry.builtin import BuiltinModels
 from mixpeek_ray.registry.deployer import Deployer
 from mixpeek_ray.registry.housekeeping import Housekeeper
 from mixpeek_ray.registry.locks import KeyedLocks
@@ -31,6 +32,7 @@ class RegistryParts:
     accounts: Accounts
     uploads: Uploads
     housekeeper: Housekeeper
+    builtin: BuiltinModels
 
     @classmethod
     def restore(cls, config: RegistryConfig, *, first_start: bool) -> Self:
@@ -61,6 +63,7 @@ class RegistryParts:
             accounts=accounts,
             uploads=uploads,
             housekeeper=housekeeper,
+            builtin=BuiltinModels.of(config),
         )
 
 
