@@ -125,7 +125,7 @@ def _details(error: MixpeekError) -> dict[str, object]:
     if isinstance(error, ValidationError) and "validation_errors" not in details:
         default = "file" if isinstance(error, ArchiveRefusedError) else None
         field = details.get("field", default)
-        loc = ["body"] if field is None else ["body", field]
+        loc = ["body", *(part for part in (field, details.get("index")) if part is not None)]
         details["validation_errors"] = [{"loc": loc, "msg": error.message, "type": error.code}]
     if error.status in _RETRYABLE:
         details.setdefault("retry_after_seconds", RETRY_AFTER_S)

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mixpeek_ray.batching.pool import ModelPool, ReadyModel
 from mixpeek_ray.batching.requests import Computed, RerankRequest, TextRequest
 from mixpeek_ray.catalog.cards import Family
-from mixpeek_ray.core.errors import ValidationError
+from mixpeek_ray.core import limits
+from mixpeek_ray.core.errors import InputTooLongError, ValidationError
 from mixpeek_ray.core.records import Principal
 from mixpeek_ray.families.base import FloatArray, Item, Role, SparseVector, TextInput
 from mixpeek_ray.families.build import AnyFamily
@@ -50,7 +51,7 @@ class TextEngine:
         """Return one float32 vector [dimensions] an input."""
         async with self._pool.use(principal, request.model) as model:
             family = _as(DenseFamily, model)
-            _check_count(model, request.inputs)
+            _check_inputs(model, request.inputs)
             prepare = partial(
                 family.pre,
                 request.inputs,
@@ -65,7 +66,7 @@ class TextEngine:
         """Return one sparse vector an input."""
         async with self._pool.use(principal, request.model) as model:
             family = _as(SparseFamily, model)
-            _check_count(model, request.inputs)
+            _check_inputs(model, request.inputs)
             _refuse_dense_options(model, request)
             prepare = partial(family.pre, request.inputs, truncate=request.truncate)
             return await self._computed(model, await self._prepared(prepare, request.inputs))
@@ -74,7 +75,7 @@ class TextEngine:
         """Return one float32 matrix [tokens, dimensions] an input."""
         async with self._pool.use(principal, request.model) as model:
             family = _as(LateInteractionFamily, model)
-            _check_count(model, request.inputs)
+            _check_inputs(model, request.inputs)
             _refuse_dense_options(model, request)
             prepare = partial(family.pre, request.inputs, role=request.role, truncate=request.truncate)
             return await self._computed(model, await self._prepared(prepare, request.inputs))
@@ -82,7 +83,8 @@ class TextEngine:
     async def rerank(self, principal: Principal, request: RerankRequest) -> Computed[float]:
         """Return one score a document, in the documents' order."""
         async with self._pool.use(principal, request.model) as model:
-            _check_count(model, request.documents)
+            _check_inputs(model, request.documents)
+            _check_length(request.query, "The query", field="query")
             texts = (request.query, *request.documents)
             if isinstance(model.family, LateInteractionFamily):
                 items = await self._prepared(partial(_query_and_documents, model.family, request), texts)
@@ -120,7 +122,7 @@ def _as(wanted: type[FamilyT], model: ReadyModel) -> FamilyT:
     raise ValidationError(f"Model {model.name!a} {_KINDS[model.family.card.family]}.", field="model")
 
 
-def _check_count(model: ReadyModel, inputs: Sequence[object]) -> None:
+def _check_inputs(model: ReadyModel, inputs: Sequence[TextInput]) -> None:
     most = model.family.card.limits.max_inputs
     if not inputs:
         raise ValidationError("There is no input: send at least one.")
@@ -128,6 +130,17 @@ def _check_count(model: ReadyModel, inputs: Sequence[object]) -> None:
         raise ValidationError(
             f"{len(inputs)} inputs are more than the {most} that {model.name!a} takes at a time: divide them.",
             limit=most,
+        )
+    for index, given in enumerate(inputs):
+        _check_length(given, f"Input {index}", index=index)
+
+
+def _check_length(given: TextInput, name: str, **details: Any) -> None:
+    if len(given) > limits.MAX_TEXT_CHARS:
+        raise InputTooLongError(
+            f"{name} is longer than {limits.MAX_TEXT_CHARS} characters, and no model reads that much: shorten it.",
+            limit_chars=limits.MAX_TEXT_CHARS,
+            **details,
         )
 
 
