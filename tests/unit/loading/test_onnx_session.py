@@ -316,8 +316,8 @@ def test_a_further_worker_holds_little_of_its_own(pack_model: Pack) -> None:
             [sys.executable, "-c", WORKER, "shared"], input=request, stdout=subprocess.PIPE, check=True, timeout=100
         )
         said.append(json.loads(done.stdout))
-    # An ordinary session takes 1.4 times the weights. Usually it is 5% here; up to 63% was seen, not understood yet.
-    assert said[1]["taken"] < 0.9 * packed.index.total_bytes
     assert packed.index.total_bytes > 128 * MIB
+    # An ordinary session takes 1.4 times the weights; each matrix whose reordered copy stays with the allocator 12%.
+    assert max(answer["taken"] for answer in said) < 0.05 * packed.index.total_bytes
     expected = ordinary(model).run(None, {"x": np.ones((1, 2048), np.float32)})[0].astype(np.float64).sum()
     assert {answer["sum"] for answer in said} == {expected}
