@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 from starlette.types import ASGIApp
 
 from mixpeek_ray.api.app import create_app
+from mixpeek_ray.catalog.catalog import get_catalog
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.settings import get_settings
 from mixpeek_ray.registry.client import RegistryClient
+from mixpeek_ray.serving.applications import TextApplications
 from mixpeek_ray.serving.ingress import (
     IngressMode,
     harden_replica,
@@ -66,11 +71,13 @@ class Gateway:
             settings=self._settings,
             new_upload_key=new_upload_key,
             max_upload_bytes=limit,
+            catalog=get_catalog(),
+            inference=TextApplications(),
         )
         return leave_request_id_to_serve(app)
 
 
-def build(args: GatewayArgs) -> Application:
-    """Return the gateway, ready to deploy."""
-    del args
+def build(args: Mapping[str, Any]) -> Application:
+    """Return the gateway, ready to deploy. Raises pydantic's ``ValidationError`` for misspelt ``args``."""
+    GatewayArgs.model_validate(args)
     return Gateway.bind()  # type: ignore[attr-defined]  # `serve.ingress` hides what `serve.deployment` adds

@@ -106,6 +106,14 @@ class ModelPool:
             if not entry.users:
                 self._rest(entry)
 
+    async def keep(self, ref: ModelRef) -> None:
+        """Load a model and keep it until ``close``. Raises what the source and ``build_family`` raise."""
+        entry = self._entry(ref)
+        await asyncio.shield(entry.loading)
+        entry.users += 1
+        if entry.idle_timer is not None:
+            entry.idle_timer.cancel()
+
     def loaded(self) -> tuple[ModelRef, ...]:
         """Return the models that are loaded or loading."""
         return tuple(entry.ref for entry in self._entries.values())

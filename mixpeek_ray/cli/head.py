@@ -129,11 +129,13 @@ def _wait_until_healthy(api_url: str) -> str | None:
     health: Any = None
     while time.monotonic() < deadline:
         health = _get_health(api_url)
-        if health == "OK" and _takes_uploads(api_url):
-            return None
-        for name, application in serve.status().applications.items():
+        applications = serve.status().applications
+        for name, application in applications.items():
             if application.status in {"DEPLOY_FAILED", "UNHEALTHY"}:
                 return f"The application {name!a} failed to start: {application.message.strip().splitlines()[-1]}"
+        is_running = all(application.status == "RUNNING" for application in applications.values())
+        if health == "OK" and is_running and _takes_uploads(api_url):
+            return None
         time.sleep(_POLL_S)
     return f"The platform did not become healthy within {_START_TIMEOUT_S:.0f} s (last health: {health!a})."
 

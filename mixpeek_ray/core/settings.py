@@ -65,6 +65,11 @@ class Settings(BaseSettings):
         default=None,
         description="Built-in models that are loaded when the platform starts and stay, by name, between commas.",
     )
+    max_queue_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds of others' work that an inference request may have to wait for; beyond, it is refused.",
+    )
     idle_timeout_s: float = Field(
         default=30.0, gt=0, description="Seconds a client may send nothing in the middle of a request."
     )

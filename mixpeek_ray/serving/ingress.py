@@ -126,6 +126,15 @@ def leave_request_id_to_serve(app: ASGIApp) -> ASGIApp:
     return served
 
 
+def at_root(app: ASGIApp) -> ASGIApp:
+    """Return ``app`` seeing whole paths: Serve mounts it at its application's route prefix, its routes name theirs."""
+
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "root_path": ""}, receive, send)
+
+    return served
+
+
 def harden_replica() -> bool:
     """Bound this replica's receive queue and ignore the caller's Serve headers; return whether that was possible.
 

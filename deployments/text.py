@@ -1,0 +1,106 @@
+"""The applications of the text models: embeddings (dense, sparse, multi-vector) and reranking.
+
+Each family has an application with a route prefix of its own, so that it scales by itself, down to nothing. All run
+this one deployment: weights are views of the node's copy, so any replica can compute any model that a request names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+from starlette.types import ASGIApp
+
+from mixpeek_ray.catalog.cards import Family
+from mixpeek_ray.core.settings import get_settings
+from mixpeek_ray.serving.applications import APPLICATIONS, warm_cards
+from mixpeek_ray.serving.ingress import at_root, harden_replica, leave_request_id_to_serve
+
+if TYPE_CHECKING:
+    from mixpeek_ray.batching.requests import Computed, RerankRequest, TextRequest
+    from mixpeek_ray.core.records import Principal
+    from mixpeek_ray.families.base import FloatArray, SparseVector
+
+# A replica computes this many requests together about as fast as one; more of them ask for another replica.
+_TARGET_ONGOING_REQUESTS = 64
+# Longer than a burst's first second, shorter than what a caller waits for.
+_UPSCALE_DELAY_S = 5.0
+
+
+class TextArgs(BaseModel):
+    """The `args` of a text application in `serve_config.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Whose application this is: it decides which warm models its first replica loads.
+    family: Family
+    # What a replica asks Ray for. It computes with as many threads, at least one.
+    num_cpus: float = Field(default=0.25, gt=0)
+    # Default: half of the head node's cores.
+    max_replicas: int | None = Field(default=None, ge=1)
+
+
+@serve.deployment(
+    # The application sheds load itself, by the time that requests would wait.
+    max_ongoing_requests=10_000,
+    # A dead replica is noticed within three periods.
+    health_check_period_s=1,
+    health_check_timeout_s=5,
+    # The application logs every request itself, with its ids.
+    logging_config={"enable_access_log": False},
+)
+@serve.ingress()
+class Text:
+    """One replica: the HTTP application over a pool of models, and the same engine for the gateway's handle."""
+
+    async def __init__(self, family: Family) -> None:  # type: ignore[misc]  # Serve awaits it
+        # What computes is imported here: building the application happens in processes that never compute.
+        from mixpeek_ray.serving.text_replica import TextReplica
+
+        harden_replica()
+        settings = get_settings()
+        self._replica = await TextReplica.connect(settings, warm=warm_cards(settings, family))
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return leave_request_id_to_serve(at_root(self._replica.create_app()))
+
+    async def embed(self, principal: Principal, request: TextRequest) -> Computed[FloatArray]:
+        """Return one float32 vector an input; see ``TextEngine`` for this and what follows."""
+        return await self._replica.engine.embed(principal, request)
+
+    async def embed_sparse(self, principal: Principal, request: TextRequest) -> Computed[SparseVector]:
+        """Return one sparse vector an input."""
+        return await self._replica.engine.embed_sparse(principal, request)
+
+    async def embed_multi_vector(self, principal: Principal, request: TextRequest) -> Computed[FloatArray]:
+        """Return one float32 matrix an input."""
+        return await self._replica.engine.embed_multi_vector(principal, request)
+
+    async def rerank(self, principal: Principal, request: RerankRequest) -> Computed[float]:
+        """Return one score a document."""
+        return await self._replica.engine.rerank(principal, request)
+
+
+def build(args: Mapping[str, Any]) -> Application:
+    """Return a family's application, ready to deploy. Raises pydantic's ``ValidationError`` for misspelt ``args``."""
+    chosen = TextArgs.model_validate(args)
+    settings = get_settings()
+    first = 1 if warm_cards(settings, chosen.family) else 0
+    deployment: Any = Text
+    return deployment.options(
+        name=APPLICATIONS[chosen.family],
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=first,
+            initial_replicas=first,
+            max_replicas=chosen.max_replicas or max(1, (os.cpu_count() or 1) // 2),
+            target_ongoing_requests=_TARGET_ONGOING_REQUESTS,
+            upscale_delay_s=_UPSCALE_DELAY_S,
+            downscale_delay_s=settings.model_idle_s,
+        ),
+        ray_actor_options={"num_cpus": chosen.num_cpus},
+    ).bind(chosen.family)
