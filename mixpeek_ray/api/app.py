@@ -7,11 +7,18 @@ from collections.abc import Callable
 from starlette.types import ASGIApp
 
 from mixpeek_ray.api.assembly import behind_middleware, build_framework_app
+from mixpeek_ray.api.inference_app import build_inference_routers
+from mixpeek_ray.api.inference_ports import TextInference
 from mixpeek_ray.api.ports import Platform
+from mixpeek_ray.api.routes.discovery import build_discovery_router, build_open_discovery_router
 from mixpeek_ray.api.routes.health import build_health_router
+from mixpeek_ray.api.routes.inference import build_inference_router
 from mixpeek_ray.api.routes.models import build_models_router
 from mixpeek_ray.api.routes.namespaces import build_namespaces_router
+from mixpeek_ray.api.routes.org_models import build_org_models_router
+from mixpeek_ray.api.routes.rerank import build_rerank_router
 from mixpeek_ray.api.routes.uploads import build_upload_routers
+from mixpeek_ray.catalog.catalog import Catalog
 from mixpeek_ray.core.settings import Settings
 from mixpeek_ray.store.base import BlobStore
 
@@ -22,17 +29,28 @@ def create_app(
     settings: Settings,
     new_upload_key: Callable[[], str],
     max_upload_bytes: int,
+    *,
+    catalog: Catalog,
+    inference: TextInference,
 ) -> ASGIApp:
     """Return the HTTP application over ``platform``; uploads stream to ``store`` under keys of ``new_upload_key``.
 
+    ``catalog`` says what the built-in models are called, and ``inference`` computes them and the custom ones.
     ``max_upload_bytes`` limits one archive: less than the product's 10 GiB where the ingress holds bodies in memory.
     """
     routers = [
         build_health_router(platform),
         build_namespaces_router(platform),
-        # Before the models: `uploads` is the name of none.
+        # Before the models, here and below: `uploads` is the name of none.
         *build_upload_routers(platform, store, new_upload_key=new_upload_key, max_part_bytes=max_upload_bytes),
         build_models_router(platform, store, new_upload_key=new_upload_key, max_upload_bytes=max_upload_bytes),
+        build_org_models_router(platform),
+        build_open_discovery_router(platform),
+        build_discovery_router(platform),
+        build_inference_router(platform, inference, catalog),
+        # The families' own applications serve these; here they are described, and `/v2/rerank` answered.
+        *build_inference_routers(inference),
+        build_rerank_router(inference, version="v2"),
     ]
     app = build_framework_app(routers, is_documented=True)
     return behind_middleware(app, platform, settings, max_upload_bytes=max_upload_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from mixpeek_ray.api.discovery_schemas import (
@@ -20,19 +21,20 @@ from mixpeek_ray.api.parameter_schemas import (
     extractor_outputs,
     extractor_parameters,
     feature_search_parameters,
+    hybrid_search_parameters,
     rerank_parameters,
 )
 from mixpeek_ray.catalog.availability import Availability
 from mixpeek_ray.catalog.cards import TASKS
 from mixpeek_ray.catalog.extractors import Extractor, Feature, VectorKind
-from mixpeek_ray.catalog.stages import FeatureSearch, Rerank
+from mixpeek_ray.catalog.stages import AnyStage, FeatureSearch, HybridSearch, Rerank
 from mixpeek_ray.core.records import DeploymentStatus
 
 # The wire contract's names for a text.
 _INPUT_TYPES = ("text", "string")
 # Names of the Lucide icon set, which the published clients draw.
 _TEXT_ICON, _CUSTOM_ICON = "file-text", "box"
-_INFERENCE = "/v1/inference"
+_INFERENCE, _HYBRID = "/v1/inference", "/v1/embeddings/hybrid"
 _EXAMPLE_QUERY = "How do plants make sugar?"
 _EXAMPLE_DOCUMENTS = ["Photosynthesis turns light into sugar.", "Trains leave every hour."]
 
@@ -92,38 +94,62 @@ def present_extractor_discovery(extractor: Extractor) -> ExtractorDiscovery:
     )
 
 
-def present_stage(stage: FeatureSearch | Rerank) -> StageDefinition:
+def present_stage(stage: AnyStage) -> StageDefinition:
     """Return a stage."""
-    parameters = rerank_parameters(stage) if isinstance(stage, Rerank) else feature_search_parameters(stage.extractor)
+    call = _call_of(stage)
     return StageDefinition(
         stage_id=stage.stage_id,
         description=stage.description,
         category=stage.category,
         icon=stage.icon,
-        parameter_schema=parameters,
-        endpoint=_INFERENCE,
+        parameter_schema=call.parameters,
+        endpoint=call.endpoint,
     )
 
 
-def present_stage_discovery(stage: FeatureSearch | Rerank) -> StageDiscovery:
+def present_stage_discovery(stage: AnyStage) -> StageDiscovery:
     """Return a stage with parameters that work as they are."""
     return StageDiscovery(
-        **dict(present_stage(stage)), common_use_cases=list(stage.use_cases), example_config=_example(stage)
+        **dict(present_stage(stage)),
+        common_use_cases=list(stage.use_cases),
+        example_config=_call_of(stage).example,
     )
 
 
-def _example(stage: FeatureSearch | Rerank) -> dict[str, Any]:
-    if isinstance(stage, Rerank):
-        return {
-            "inference_name": stage.default.card.name,
-            "inputs": {"query": _EXAMPLE_QUERY, "documents": _EXAMPLE_DOCUMENTS},
-            "parameters": {"top_n": 1},
-        }
-    return {
-        "feature_uri": str(stage.extractor.default.uri),
-        "inputs": {"text": _EXAMPLE_QUERY},
-        "parameters": {"input_type": "query"},
-    }
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """The request that serves a stage."""
+
+    endpoint: str
+    parameters: dict[str, Any]
+    example: dict[str, Any]
+
+
+def _call_of(stage: AnyStage) -> _Call:
+    match stage:
+        case FeatureSearch(extractor=extractor):
+            query = {"inputs": {"text": _EXAMPLE_QUERY}, "parameters": {"input_type": "query"}}
+            return _Call(
+                endpoint=_INFERENCE,
+                parameters=feature_search_parameters(extractor),
+                example={"feature_uri": str(extractor.default.uri), **query},
+            )
+        case HybridSearch(extractor=extractor):
+            parameters = hybrid_search_parameters(extractor)
+            choices = parameters["properties"]["models"]["properties"]
+            models = {kind: choice["default"] for kind, choice in choices.items()}
+            return _Call(
+                endpoint=_HYBRID,
+                parameters=parameters,
+                example={"models": models, "input": _EXAMPLE_QUERY, "input_type": "query"},
+            )
+        case Rerank():
+            inputs = {"query": _EXAMPLE_QUERY, "documents": _EXAMPLE_DOCUMENTS}
+            return _Call(
+                endpoint=_INFERENCE,
+                parameters=rerank_parameters(stage),
+                example={"inference_name": stage.default.card.name, "inputs": inputs, "parameters": {"top_n": 1}},
+            )
 
 
 def _max_inputs(extractor: Extractor) -> int | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import orjson
 from starlette.responses import Response
 
+from mixpeek_ray.api.inference_body import RerankParameters
 from mixpeek_ray.api.inference_ports import Computed
 from mixpeek_ray.api.inference_schemas import EncodingFormat, RerankBody
 from mixpeek_ray.core.ids import new_id
@@ -29,7 +30,7 @@ def present_embeddings(computed: Computed[Any], kind: Representation, encoding: 
         for index, result in enumerate(computed.results)
     ]
     usage = {"prompt_tokens": computed.tokens, "total_tokens": computed.tokens}
-    return _answer({"object": "list", "data": data, "model": computed.model, "usage": usage})
+    return json_answer({"object": "list", "data": data, "model": computed.model, "usage": usage})
 
 
 def present_hybrid_embeddings(computed: Mapping[Representation, Computed[Any]], encoding: EncodingFormat) -> Response:
@@ -43,28 +44,38 @@ def present_hybrid_embeddings(computed: Mapping[Representation, Computed[Any]], 
     models = {kind: made.model for kind, made in computed.items()}
     usage: dict[str, int] = {kind: made.tokens for kind, made in computed.items()}
     usage["total_tokens"] = sum(usage.values())
-    return _answer({"object": "list", "data": data, "models": models, "usage": usage})
+    return json_answer({"object": "list", "data": data, "models": models, "usage": usage})
 
 
 def present_ranking(computed: Computed[float], body: RerankBody, *, api_version: str) -> Response:
     """Return the best documents first, equal ones in the order they were sent, in Cohere's and Jina's shape."""
-    order = sorted(range(len(computed.results)), key=lambda index: -computed.results[index])
-    results: list[dict[str, object]] = []
-    for index in order[: body.top_n]:
-        result: dict[str, object] = {"index": index, "relevance_score": computed.results[index]}
-        if body.return_documents:
-            result["document"] = {"text": body.documents[index]}
-        results.append(result)
     searches = math.ceil(len(body.documents) / _DOCUMENTS_A_SEARCH)
-    return _answer(
+    return json_answer(
         {
             "id": new_id("rerank"),
             "model": computed.model,
-            "results": results,
+            "results": ranked(computed.results, body.documents, body),
             "meta": {"api_version": {"version": api_version}, "billed_units": {"search_units": searches}},
             "usage": {"total_tokens": computed.tokens},
         }
     )
+
+
+def ranked(scores: Sequence[float], documents: Sequence[str], wanted: RerankParameters) -> list[dict[str, object]]:
+    """Return the best documents first, equal ones in the order they were sent, as many as are ``wanted``."""
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    results: list[dict[str, object]] = []
+    for index in order[: wanted.top_n]:
+        result: dict[str, object] = {"index": index, "relevance_score": scores[index]}
+        if wanted.return_documents:
+            result["document"] = {"text": documents[index]}
+        results.append(result)
+    return results
+
+
+def json_answer(content: Mapping[str, object]) -> Response:
+    """Return ``content`` as JSON; arrays are written as they are, never as Python's numbers."""
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
 
 def _vector(vector: FloatArray, encoding: EncodingFormat) -> object:
@@ -88,7 +99,3 @@ _WRITERS: dict[Representation, Callable[[Any, EncodingFormat], object]] = {
 
 def _base64(numbers: FloatArray) -> str:
     return b64encode(numbers.astype("<f4", copy=False).tobytes()).decode("ascii")
-
-
-def _answer(content: Mapping[str, object]) -> Response:
-    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")

@@ -9,12 +9,16 @@ from mixpeek_ray.api.inference_body import DenseParameters, RerankInputs, Rerank
 from mixpeek_ray.api.schemas import Body
 from mixpeek_ray.catalog.availability import Availability
 from mixpeek_ray.catalog.cards import DenseOptions, Family
-from mixpeek_ray.catalog.extractors import Extractor, Feature, VectorKind
+from mixpeek_ray.catalog.extractors import Extractor, Feature, VectorKind, default_feature
 from mixpeek_ray.catalog.stages import Rerank
 
 Schema = dict[str, Any]
 
 _NOTHING: Schema = {"not": {}}
+_DENSE_OPTIONS = sorted(DenseParameters.model_fields.keys() - TextParameters.model_fields.keys())
+_WITHOUT_DENSE_OPTIONS: Schema = {"properties": dict.fromkeys(_DENSE_OPTIONS, _NOTHING)}
+# What the hybrid route calls each kind of vector.
+_HYBRID_NAMES = {VectorKind.DENSE: "dense", VectorKind.SPARSE: "sparse", VectorKind.MULTI_DENSE: "multi_vector"}
 
 
 def extractor_inputs(max_inputs: int | None) -> Schema:
@@ -63,6 +67,29 @@ def feature_search_parameters(extractor: Extractor) -> Schema:
     return {**_object(properties, required=["feature_uri", "inputs"]), "allOf": rules}
 
 
+def hybrid_search_parameters(extractor: Extractor) -> Schema:
+    """Return the schema of a query for several features at once: a body of ``POST /v1/embeddings/hybrid``."""
+    of_kind: dict[str, list[Feature]] = {}
+    for feature in extractor.features:
+        of_kind.setdefault(_HYBRID_NAMES[feature.kind], []).append(feature)
+    choices = {
+        name: _choice({feature.model: feature.availability for feature in features}, default_feature(features).model)
+        for name, features in of_kind.items()
+    }
+    properties = {
+        "models": {"description": "Which to compute.", **_object(choices), "minProperties": 1},
+        "input": {"type": "string", "description": "The query."},
+        **_properties_of(DenseParameters),
+    }
+    rules = [
+        {"if": _nested("models", "dense", feature.model), "then": _restrictions(feature)}
+        for feature in of_kind.get("dense", [])
+    ]
+    without_dense = {"not": {"properties": {"models": {"required": ["dense"]}}}}
+    rules.append({"if": without_dense, "then": _WITHOUT_DENSE_OPTIONS})
+    return {**_object(properties, required=["models", "input"]), "allOf": rules}
+
+
 def rerank_parameters(stage: Rerank) -> Schema:
     """Return the schema of a rerank call: a body of ``POST /v1/inference``."""
     names = {model.card.name: model.availability for model in stage.models}
@@ -94,6 +121,11 @@ def _when(field: str, value: str, *, is_default: bool, then: Schema) -> Schema:
     if not is_default:
         condition["required"] = [field]
     return {"if": condition, "then": then}
+
+
+def _nested(outer: str, inner: str, value: str) -> Schema:
+    within: Schema = {"properties": {inner: {"const": value}}, "required": [inner]}
+    return {"properties": {outer: within}, "required": [outer]}
 
 
 def _choice(availability: Mapping[str, Availability], default: str) -> Schema:

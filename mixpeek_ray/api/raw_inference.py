@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from mixpeek_ray.api.inference_body import (
     parse_section,
 )
 from mixpeek_ray.api.inference_ports import Computed, RerankRequest, TextInference, TextRequest
+from mixpeek_ray.api.inference_presenters import ranked
 from mixpeek_ray.api.inference_target import BuiltinTarget, Target
 from mixpeek_ray.api.ports import Platform
 from mixpeek_ray.catalog.cards import TASKS, Family
@@ -93,13 +95,14 @@ async def _embed(
         dimensions=dense.dimensions if dense else None,
     )
     computed: Computed[FloatArray] | Computed[SparseVector]
-    match family:
-        case Family.SPARSE:
-            computed = await inference.embed_sparse(principal, request)
-        case Family.LATE_INTERACTION:
-            computed = await inference.embed_multi_vector(principal, request)
-        case _:
-            computed = await inference.embed(principal, request)
+    with _placing("text" if inputs.text is not None else "texts"):
+        match family:
+            case Family.SPARSE:
+                computed = await inference.embed_sparse(principal, request)
+            case Family.LATE_INTERACTION:
+                computed = await inference.embed_multi_vector(principal, request)
+            case _:
+                computed = await inference.embed(principal, request)
     data = [_vector(result) for result in computed.results]
     return RawResult(data=data[0] if inputs.text is not None else data, model=computed.model, tokens=computed.tokens)
 
@@ -115,19 +118,31 @@ async def _rerank(
     inputs = parse_section(RerankInputs, "inputs", given_inputs, subject=subject)
     parameters = parse_section(RerankParameters, "parameters", given_parameters, subject=subject)
     request = RerankRequest(model=model, query=inputs.query, documents=inputs.documents, truncate=parameters.truncate)
-    computed = await inference.rerank(principal, request)
-    ranked = _best_first(computed.results)[: parameters.top_n]
-    data = [
-        {"index": index, "relevance_score": score}
-        | ({"document": {"text": inputs.documents[index]}} if parameters.return_documents else {})
-        for index, score in ranked
-    ]
+    with _placing("documents"):
+        computed = await inference.rerank(principal, request)
+    data = ranked(computed.results, inputs.documents, parameters)
     return RawResult(data=data, model=computed.model, tokens=computed.tokens)
 
 
-def _best_first(scores: Sequence[float]) -> list[tuple[int, float]]:
-    # Sorting is stable: equal scores stay in the documents' order.
-    return sorted(enumerate(scores), key=lambda ranked: -ranked[1])
+@contextmanager
+def _placing(inputs: str) -> Iterator[None]:
+    """Say where in this body the cause of a refusal is: what refuses knows the fields of the families' own routes."""
+    try:
+        yield
+    except ValidationError as error:
+        match error.details.get("field"):
+            case "dimensions" | "instruction" as parameter:
+                place: list[object] = ["parameters", parameter]
+            case "query":
+                place = ["inputs", "query"]
+            case None:
+                index = error.details.get("index")
+                place = ["inputs", inputs] + ([index] if index is not None and inputs != "text" else [])
+            case field:
+                place = [field]
+        found = {"loc": ["body", *place], "msg": error.message, "type": error.code}
+        error.details["validation_errors"] = [found]
+        raise
 
 
 def _vector(result: FloatArray | SparseVector) -> Any:

@@ -18,18 +18,21 @@ def custom_family(state: ModelState) -> Family | None:
     the settings themselves, and has the last word.
     """
     contents = state.contents or state.manifest.contents
-    if contents is None or contents.kind is not ModelKind.HUGGINGFACE or contents.architecture is None:
+    if contents is None or contents.kind is not ModelKind.HUGGINGFACE:
         return None
-    if contents.architecture.endswith("ForSequenceClassification"):
-        return Family.RERANK
+    architecture = contents.architecture or ""
     folders, names = _names(contents)
+    if _MODULES in names and (family := _family_of_modules(folders)) is not None:
+        return family
+    if architecture.endswith("ForSequenceClassification"):
+        return Family.RERANK
     if _MODULES in names:
-        return _family_of_modules(folders)
-    if contents.architecture == _COLBERT:
+        return None
+    if architecture == _COLBERT:
         return Family.LATE_INTERACTION
-    if contents.architecture.endswith("ForMaskedLM"):
+    if architecture.endswith("ForMaskedLM"):
         return Family.SPARSE
-    return Family.DENSE if contents.architecture.endswith("Model") else None
+    return Family.DENSE if architecture.endswith("Model") or not architecture else None
 
 
 def _family_of_modules(folders: set[str]) -> Family | None:

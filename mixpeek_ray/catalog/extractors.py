@@ -121,9 +121,14 @@ class Extractor:
 
     @property
     def default(self) -> Feature:
-        """The feature that is meant when none is named: the first that can be had now."""
-        usable = (feature for feature in self.features if feature.availability is not Availability.UNAVAILABLE)
-        return next(usable, self.features[0])
+        """The feature that is meant when none is named."""
+        return default_feature(self.features)
+
+
+def default_feature(features: Sequence[Feature]) -> Feature:
+    """Return the first of ``features`` that can be had now, or else the first."""
+    usable = (feature for feature in features if feature.availability is not Availability.UNAVAILABLE)
+    return next(usable, features[0])
 
 
 def feature_outputs(cards: Iterable[ModelCard]) -> dict[str, ModelCard]:

@@ -47,6 +47,21 @@ class FeatureSearch(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HybridSearch(Stage):
+    """A search by several kinds of features of ``extractor`` at once."""
+
+    stage_id: str = "hybrid_search"
+    category: StageCategory = StageCategory.FILTER
+    description: str = (
+        "Turns a query into dense, sparse and multi-vector representations in one call, for searches whose results are "
+        "then fused."
+    )
+    icon: str = "combine"
+    use_cases: tuple[str, ...] = ("Search by meaning and by terms together",)
+    extractor: Extractor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rerank(Stage):
     """A second look at what a search found, with one of ``models``."""
 
@@ -68,12 +83,17 @@ class Rerank(Stage):
         return next(usable, self.models[0])
 
 
-def retriever_stages(models: Sequence[BuiltinModel]) -> tuple[FeatureSearch | Rerank, ...]:
+AnyStage = FeatureSearch | HybridSearch | Rerank
+
+
+def retriever_stages(models: Sequence[BuiltinModel]) -> tuple[AnyStage, ...]:
     """Return the stages that ``models`` can serve, in the order in which a search takes them."""
-    stages: list[FeatureSearch | Rerank] = []
+    stages: list[AnyStage] = []
     extractor = text_extractor(models)
     if extractor is not None:
         stages.append(FeatureSearch(extractor=extractor))
+        if len({feature.kind for feature in extractor.features}) > 1:
+            stages.append(HybridSearch(extractor=extractor))
     rerankers = tuple(model for model in models if model.card.family in RERANKING_FAMILIES)
     if rerankers:
         stages.append(Rerank(models=rerankers))
