@@ -18,6 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.integration.text_models import CATALOG
+
 # The command of the environment that the tests run in.
 MIXPEEK_RAY = Path(sys.executable).with_name("mixpeek-ray")
 START_TIMEOUT_S = 240
@@ -140,8 +142,13 @@ class Platform:
 
 @pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """The session's platform."""
-    running = Platform.prepare(tmp_path_factory.mktemp("platform") / "home")
+    """The session's platform; the tests that call its built-in models put them into its folder of models."""
+    folder = tmp_path_factory.mktemp("platform")
+    (folder / "models").mkdir()
+    (folder / "models.yaml").write_text(CATALOG)
+    running = Platform.prepare(
+        folder / "home", MIXPEEK_MODEL_CATALOG=str(folder / "models.yaml"), MIXPEEK_MODELS_DIR=str(folder / "models")
+    )
     running.start()
     yield running
     running.stop()
