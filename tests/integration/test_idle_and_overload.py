@@ -1,0 +1,70 @@
+"""Families that nobody uses cost nothing and come back; too many requests are told so. A platform of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from tiny_models import tiny_model
+
+from tests.integration.conftest import Platform, eventually
+from tests.integration.processes import pids
+from tests.integration.text_models import CATALOG, provide
+
+__all__ = ["tiny_model"]
+
+REPLICA = "ray::ServeReplica:embeddings"
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Path]) -> Iterator[Platform]:
+    """A platform that lets go of what is idle within seconds, and lets nobody wait for long."""
+    folder = tmp_path_factory.mktemp("hasty")
+    (folder / "models").mkdir()
+    (folder / "models.yaml").write_text(CATALOG)
+    provide(folder / "models", {"tiny-dense": tiny_model("bert")})
+    platform = Platform.prepare(
+        folder / "home",
+        MIXPEEK_MODEL_CATALOG=str(folder / "models.yaml"),
+        MIXPEEK_MODELS_DIR=str(folder / "models"),
+        MIXPEEK_MODEL_IDLE_S="4",
+        MIXPEEK_MAX_QUEUE_S="0.05",
+    )
+    platform.start()
+    yield platform
+    platform.stop()
+
+
+@pytest.mark.timeout(240)
+def test_a_family_sleeps_when_nobody_uses_it_and_wakes_without_an_error(hasty: Platform) -> None:
+    asked = {"model": "tiny-dense", "input": "the fox"}
+    assert not pids(hasty, REPLICA)
+    with hasty.client() as http:
+        first = http.post("/v1/embeddings", json=asked)
+        assert first.status_code == 200, first.text
+        assert len(pids(hasty, REPLICA)) == 1
+        eventually(lambda: not pids(hasty, REPLICA), timeout_s=90, what="the end of the idle replica")
+        (listed,) = [model for model in http.get("/v1/models").json()["data"] if model["id"] == "tiny-dense"]
+        assert listed["availability"] == "available"
+        again = http.post("/v1/embeddings", json=asked)
+    assert again.status_code == 200, again.text
+    assert again.json()["data"] == first.json()["data"]
+
+
+@pytest.mark.timeout(240)
+def test_overload_is_a_429_that_says_when_to_come_back_and_nothing_else(hasty: Platform) -> None:
+    asked = {"model": "tiny-dense", "input": ["the quick brown fox " * 12] * 256}
+    with hasty.client() as http, ThreadPoolExecutor(40) as threads:
+        assert http.post("/v1/embeddings", json=asked).status_code == 200
+        answers: list[httpx.Response] = list(threads.map(lambda _: http.post("/v1/embeddings", json=asked), range(400)))
+        counts = Counter(answer.status_code for answer in answers)
+        assert set(counts) == {200, 429}, counts
+        for answer in answers:
+            if answer.status_code == 429:
+                assert int(answer.headers["Retry-After"]) >= 1
+                assert answer.json()["error"]["code"] == "overloaded"
+        assert http.post("/v1/embeddings", json=asked).status_code == 200
