@@ -85,9 +85,9 @@ class BatchRunner(Generic[ItemT, ResultT]):
                 self._queue.remove(request)
 
     @property
-    def is_idle(self) -> bool:
-        """Whether no request waits for its turn."""
-        return not len(self._queue)
+    def waiting(self) -> int:
+        """How many requests have items that are in no batch yet."""
+        return len(self._queue)
 
     def close(self) -> None:
         """End the thread after the batch that it computes; what waits is never answered."""

@@ -29,8 +29,9 @@ MAX_JSON_BODY_BYTES = 1 * MIB
 
 # Inference: 2,048 texts of 1,024 tokens, twice what most models read, take about 10 MB.
 MAX_INFERENCE_BODY_BYTES = 16 * MIB
-# Values that one body may hold: up to 120 bytes each while it is parsed. 2,048 lists of 512 token ids are 1,050,000.
-MAX_INFERENCE_VALUES = 1_200_000
+# Values that one body may hold, a list or an object counted as three: up to 150 bytes each while it is parsed. 2,048
+# lists of 512 token ids are 1,050,000.
+MAX_INFERENCE_VALUES = 1_400_000
 # Of one text: ten times what an 8,192-token model reads of it. A million take a second to tokenize.
 MAX_TEXT_CHARS = 400_000
 # A catalog may allow this many inputs a request; each model's own limit is usually lower.

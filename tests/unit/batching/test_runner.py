@@ -128,7 +128,7 @@ async def test_a_cancelled_request_is_not_computed() -> None:
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cancelled
-        assert runner.is_idle
+        assert runner.waiting == 0
         family.may_compute.set()
         await first
         assert await runner.run(items(6)) == [6.0]
@@ -141,5 +141,5 @@ async def test_a_failure_reaches_those_in_the_batch_and_no_one_after() -> None:
     async with running(family) as runner:
         with pytest.raises(ValueError, match="a bad item"):
             await runner.run(items(1, 2, 666, 4, 5, 6, 7))
-        assert runner.is_idle
+        assert runner.waiting == 0
         assert await runner.run(items(8)) == [8.0]
