@@ -11,9 +11,12 @@ from typing import Any
 
 import httpx
 import pytest
+from fake_inference import FakeInference
 
 from mixpeek_ray.api.app import create_app
 from mixpeek_ray.api.ports import DeployResult, PlatformHealth, UploadResult
+from mixpeek_ray.catalog.availability import Availability, BuiltinModel
+from mixpeek_ray.catalog.catalog import Catalog, packaged_catalog
 from mixpeek_ray.core.errors import (
     InvalidApiKeyError,
     ModelNotFoundError,
@@ -70,8 +73,9 @@ CONTENTS = ArchiveContents(
 class FakePlatform:
     """The use cases over dictionaries; ``failures`` makes a method raise, ``calls`` says what was asked."""
 
-    def __init__(self, store: BlobStore) -> None:
+    def __init__(self, store: BlobStore, catalog: Catalog) -> None:
         self.store = store
+        self.builtin = [BuiltinModel(card=card, availability=Availability.AVAILABLE) for card in catalog.values()]
         self.models: dict[tuple[str, str], ModelState] = {}
         self.namespaces = {NAMESPACE: "org_acme", FOREIGN_NAMESPACE: "org_other"}
         self.quota = 50
@@ -186,6 +190,10 @@ class FakePlatform:
         self._enter("health")
         return self.health_now
 
+    async def builtin_models(self) -> Sequence[BuiltinModel]:
+        self._enter("builtin_models")
+        return self.builtin
+
 
 def _namespace(namespace_id: str, organization_id: str) -> Namespace:
     name = namespace_id.removeprefix("ns_")
@@ -199,12 +207,20 @@ class Api:
     settings: Settings
     store: Any = field(default_factory=MemoryStore)
     max_upload_bytes: int = MAX_UPLOAD_BYTES
+    catalog: Catalog = field(default_factory=packaged_catalog)
 
     def __post_init__(self) -> None:
-        self.platform = FakePlatform(self.store)
+        self.platform = FakePlatform(self.store, self.catalog)
+        self.inference = FakeInference()
         self._numbers = itertools.count()
         self.app = create_app(
-            self.platform, self.store, self.settings, lambda: f"uploads/{next(self._numbers)}", self.max_upload_bytes
+            self.platform,
+            self.store,
+            self.settings,
+            lambda: f"uploads/{next(self._numbers)}",
+            self.max_upload_bytes,
+            catalog=self.catalog,
+            inference=self.inference,
         )
 
     def client(self, key: str | None = "sk_writer") -> httpx.AsyncClient:
@@ -215,6 +231,11 @@ class Api:
             base_url="http://platform",
             headers=headers,
         )
+
+    def have(self, *models: ModelState) -> None:
+        """Let the platform have custom models."""
+        for state in models:
+            self.platform.models[state.manifest.namespace_id, state.manifest.model_id] = state
 
     def kept(self) -> set[str]:
         """Return the keys of everything in the store."""
@@ -299,8 +320,15 @@ def api(settings: Settings) -> Api:
 def make_api() -> Callable[..., Api]:
     """Build the application with settings or a store of the test's own."""
 
-    def make(*, store: Any = None, max_upload_bytes: int = MAX_UPLOAD_BYTES, **settings: Any) -> Api:
-        return Api(Settings(**settings), store if store is not None else MemoryStore(), max_upload_bytes)
+    def make(
+        *, store: Any = None, max_upload_bytes: int = MAX_UPLOAD_BYTES, catalog: Catalog | None = None, **settings: Any
+    ) -> Api:
+        return Api(
+            Settings(**settings),
+            store if store is not None else MemoryStore(),
+            max_upload_bytes,
+            catalog if catalog is not None else packaged_catalog(),
+        )
 
     return make
 

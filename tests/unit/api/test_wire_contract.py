@@ -6,9 +6,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import jsonschema
 import pytest
+from custom_models import custom_model
 
+from mixpeek_ray.api.access import access_for
 from mixpeek_ray.core.records import DeploymentStatus
 
 pytestmark = pytest.mark.anyio
@@ -40,6 +43,46 @@ async def test_answers_are_the_contracts(api):
         _check("ModelDeleteResponse", await client.delete(MODEL))
         _check("HealthCheckResponse", await client.get("/v1/health?metrics=true"))
         _check("ErrorResponse", await client.get(MODEL))
+
+
+@pytest.mark.parametrize(
+    ("path", "schema"),
+    [
+        ("/v1/collections/features/extractors", "FeatureExtractorResponseModel"),
+        ("/v1/feature-extractors", "FeatureExtractorResponseModel"),
+        ("/v1/discovery/extractors", "ExtractorDiscovery"),
+        ("/v1/discovery/stages", "StageDiscovery"),
+        ("/v1/retrievers/stages", "RetrieverStageDefinition"),
+    ],
+)
+async def test_lists_of_discovery_are_the_contracts(api, path, schema):
+    async with api.client() as client:
+        listed = await client.get(path)
+    assert listed.json()
+    for entry in listed.json():
+        _check(schema, httpx.Response(200, json=entry))
+
+
+async def test_discovery_and_inference_of_a_namespace_are_the_contracts(api):
+    api.have(custom_model(), custom_model("waiting", status=DeploymentStatus.NOT_DEPLOYED))
+    extractors = "/v1/namespaces/ns_acme/extractors"
+    async with api.client() as client:
+        _check("UnifiedExtractorListResponse", await client.get(extractors, params={"include_disabled": True}))
+        _check("UnifiedExtractorResponse", await client.get(f"{extractors}/mine_1_0_0"))
+        _check("UnifiedExtractorResponse", await client.get(f"{extractors}/text_extractor_v1"))
+        one = "/v1/collections/features/extractors/text_extractor_v1"
+        _check("FeatureExtractorResponseModel", await client.get(one))
+        _check("OrgModelListResponse", await client.get("/v1/models"))
+        for model in ("colbertv2", "ns_acme/mine_1_0_0", "waiting_1_0_0"):
+            _check("OrgModelDetailResponse", await client.get(f"/v1/models/{model}"))
+        body = {
+            "provider": "mixpeek",
+            "model": "splade_v1",
+            "inputs": {"text": "hello"},
+            "enable_semantic_cache": False,
+        }
+        jsonschema.validate(body, {"$ref": "#/$defs/RawInferenceRequest", "$defs": SCHEMAS})
+        _check("RawInferenceResponse", await client.post("/v1/inference", json=body))
 
 
 async def test_a_degraded_health_is_the_contracts_too(api):
@@ -78,6 +121,10 @@ async def test_openapi_documents_the_upload_the_key_and_the_envelope(api):
     schemes = document["components"]["securitySchemes"]
     assert [scheme["scheme"] for scheme in schemes.values()] == ["bearer"]
     for path, operations in document["paths"].items():
-        for operation in operations.values():
-            assert bool(operation.get("security")) is not path.startswith("/v1/health"), path
+        for method, operation in operations.items():
+            assert bool(operation.get("security")) is access_for(method.upper(), path).needs_key, path
     assert "HTTPValidationError" not in document["components"]["schemas"]
+    computing = ["/v1/embeddings", "/v1/embeddings/sparse", "/v1/embeddings/multi-vector", "/v1/embeddings/hybrid"]
+    for path in [*computing, "/v1/rerank", "/v2/rerank", "/v1/inference"]:
+        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert body["properties"], path
