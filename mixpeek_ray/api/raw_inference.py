@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mixpeek_ray.api.custom_models import find_custom_model
 from mixpeek_ray.api.inference_body import (
     DenseParameters,
     RawInferenceRequest,
@@ -19,13 +18,11 @@ from mixpeek_ray.api.inference_body import (
 )
 from mixpeek_ray.api.inference_ports import Computed, RerankRequest, TextInference, TextRequest
 from mixpeek_ray.api.inference_presenters import ranked
-from mixpeek_ray.api.inference_target import BuiltinTarget, Target
-from mixpeek_ray.api.ports import Platform
-from mixpeek_ray.catalog.cards import TASKS, Family
-from mixpeek_ray.catalog.custom import custom_family
+from mixpeek_ray.api.inference_target import Target
+from mixpeek_ray.catalog.cards import Family
 from mixpeek_ray.catalog.stages import RERANKING_FAMILIES
-from mixpeek_ray.core.errors import ModelNotDeployedError, ModelNotFoundError, ValidationError
-from mixpeek_ray.core.records import DeploymentStatus, Principal
+from mixpeek_ray.core.errors import ValidationError
+from mixpeek_ray.core.records import Principal
 from mixpeek_ray.families.base import FloatArray, SparseVector
 
 
@@ -36,29 +33,6 @@ class RawResult:
     data: Any
     model: str
     tokens: int
-
-
-async def family_of(platform: Platform, principal: Principal, target: Target) -> Family:
-    """Return what computes ``target``.
-
-    Raises ``ModelNotFoundError``, ``ModelNotDeployedError``, and ``ValidationError`` for a custom model of a kind that
-    takes no texts.
-    """
-    if isinstance(target, BuiltinTarget):
-        return target.card.family
-    state = await find_custom_model(platform, principal, namespace_id=target.namespace_id, model_id=target.model_id)
-    if state.status is not DeploymentStatus.DEPLOYED:
-        raise ModelNotDeployedError(f"Model {target.model} is {state.status}: deploy it first.")
-    family = custom_family(state)
-    if target.output is not None and (family is None or target.output != TASKS[family]):
-        raise ModelNotFoundError(f"Model {target.model} has no output {target.output!a}.", field="feature_uri")
-    if family is None:
-        raise ValidationError(
-            f"Model {target.model} answers no texts here: it must be an embedding or reranking model in Hugging Face "
-            "format.",
-            field="model",
-        )
-    return family
 
 
 async def run(

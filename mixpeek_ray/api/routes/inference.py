@@ -6,22 +6,23 @@ import time
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from mixpeek_ray.api.custom_families import CustomFamilies
 from mixpeek_ray.api.dependencies import CurrentPrincipal, NamedNamespace, document_namespace_header
 from mixpeek_ray.api.disconnect import WhileConnected
 from mixpeek_ray.api.inference_body import RawInferenceRequest, RawInferenceResponse
 from mixpeek_ray.api.inference_ports import TextInference
 from mixpeek_ray.api.inference_presenters import json_answer
 from mixpeek_ray.api.inference_request import INFERENCE_ERRORS, documented, read_body
-from mixpeek_ray.api.inference_target import Targets
+from mixpeek_ray.api.inference_target import BuiltinTarget, Targets
 from mixpeek_ray.api.ports import Platform
-from mixpeek_ray.api.raw_inference import family_of, run
+from mixpeek_ray.api.raw_inference import run
 from mixpeek_ray.catalog.catalog import Catalog
 
 
 def build_inference_router(platform: Platform, inference: TextInference, catalog: Catalog) -> APIRouter:
     """Return ``/v1/inference``. Raises ``InvalidCatalogError`` when two models would be one feature."""
     router = APIRouter(prefix="/v1", tags=["Inference"], responses=INFERENCE_ERRORS)
-    targets = Targets(catalog)
+    targets, custom = Targets(catalog), CustomFamilies(platform)
 
     @router.post(
         "/inference",
@@ -35,7 +36,10 @@ def build_inference_router(platform: Platform, inference: TextInference, catalog
         started_s = time.perf_counter()
         target = targets.find(body, namespace_id)
         async with WhileConnected(request.receive):
-            family = await family_of(platform, principal, target)
+            if isinstance(target, BuiltinTarget):
+                family = target.card.family
+            else:
+                family = await custom.find(principal, target)
             result = await run(inference, principal, target, family, body)
         latency_s = time.perf_counter() - started_s
         return json_answer(

@@ -8,9 +8,10 @@ import cohere
 import pytest
 from custom_models import custom_model
 
+from mixpeek_ray.api import custom_families
 from mixpeek_ray.catalog.catalog import parse_catalog
 from mixpeek_ray.core import limits
-from mixpeek_ray.core.errors import InputTooLongError, InvalidCatalogError, OverloadedError
+from mixpeek_ray.core.errors import InputTooLongError, InvalidCatalogError, OverloadedError, RegistryUnavailableError
 from mixpeek_ray.core.records import DeploymentStatus
 from mixpeek_ray.families.base import Role, Truncate
 
@@ -309,6 +310,37 @@ async def test_what_a_model_refuses_is_placed_in_this_body(api, body, details, p
 async def test_built_in_models_need_no_registry(api):
     api.platform.failures = {name: RuntimeError("down") for name in ("builtin_models", "get_model", "list_namespaces")}
     assert (await _infer(api, {"model": E5} | TEXT)).status_code == 200
+
+
+async def test_custom_models_that_answered_outlive_the_registry(api, monkeypatch):
+    api.have(custom_model(), custom_model("unasked"))
+    monkeypatch.setattr(custom_families, "_TRUST_S", 0.0)
+    mine = {"inference_name": "ns_acme/mine_1_0_0"} | TEXT
+    assert (await _infer(api, mine)).status_code == 200
+    api.platform.failures["get_model"] = RegistryUnavailableError("The model registry does not answer.")
+    assert (await _infer(api, mine)).status_code == 200
+    for body, key in (({"inference_name": "ns_acme/unasked_1_0_0"} | TEXT, "sk_writer"), (mine, "sk_other")):
+        answer = await _infer(api, body, key=key)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "registry_unavailable")
+
+
+async def test_the_registry_is_not_asked_for_every_call(api, monkeypatch):
+    api.have(custom_model())
+    monkeypatch.setattr(custom_families, "_TRUST_S", 3600.0)
+    for _ in range(3):
+        assert (await _infer(api, {"inference_name": "ns_acme/mine_1_0_0"} | TEXT)).status_code == 200
+    assert api.platform.calls.count("get_model") == 1
+    wrong = {"feature_uri": "mixpeek://mine@1.0.0/sparse_embedding"} | TEXT
+    assert (await _infer(api, wrong, **{"X-Namespace": "ns_acme"})).status_code == 404
+
+
+async def test_what_the_gateway_remembers_is_bounded(api, monkeypatch):
+    api.have(*(custom_model(name) for name in ("one", "two", "three")))
+    monkeypatch.setattr(custom_families, "_TRUST_S", 3600.0)
+    monkeypatch.setattr(custom_families, "_MAX_REMEMBERED", 2)
+    for name in ("one", "two", "three", "two", "one"):
+        await _infer(api, {"inference_name": f"ns_acme/{name}_1_0_0"} | TEXT)
+    assert api.platform.calls.count("get_model") == 4
 
 
 async def test_the_cohere_packages_second_version_reranks(api):
