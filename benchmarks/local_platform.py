@@ -91,7 +91,7 @@ def curl(*arguments: str | Path) -> float:
 @contextmanager
 def behind_haproxy(folder: Path, **settings: str) -> Iterator[Platform]:
     """Run a platform as `mixpeek-ray up` starts it, its home in ``folder``."""
-    platform = Platform(home=folder / "home", port=_free_port())
+    platform = Platform(home=folder / "home", port=free_port())
     environment = _environment(platform) | settings
     _command([_COMMANDS / "mixpeek-ray", "up", "--detach"], environment, timeout_s=_START_TIMEOUT_S)
     try:
@@ -103,7 +103,7 @@ def behind_haproxy(folder: Path, **settings: str) -> Iterator[Platform]:
 @contextmanager
 def behind_python_proxy(folder: Path) -> Iterator[Platform]:
     """Run the platform as `serve run serve_config.yaml` starts it on a plain Ray, on a port of its own."""
-    platform = Platform(home=folder / "home", port=_free_port())
+    platform = Platform(home=folder / "home", port=free_port())
     config = yaml.safe_load(_SERVE_CONFIG.read_text())
     config["http_options"]["port"] = platform.port
     config_file = folder / "serve_config.yaml"
@@ -131,11 +131,12 @@ def _environment(platform: Platform) -> dict[str, str]:
     return inherited | {
         "MIXPEEK_HOME": str(platform.home),
         "MIXPEEK_PORT": str(platform.port),
-        "MIXPEEK_DASHBOARD_PORT": str(_free_port()),
+        "MIXPEEK_DASHBOARD_PORT": str(free_port()),
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nothing listens on, and that nothing is given unless it asks for it."""
     while True:
         port = random.choice(_PORTS)
         with socket.socket() as probe:

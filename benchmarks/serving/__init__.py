@@ -1,0 +1,1 @@
+"""Embeddings over HTTP beside the servers that people use: `python -m benchmarks.serving`."""
