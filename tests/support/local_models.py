@@ -75,15 +75,15 @@ class LocalModels:
         return replace(card, name=ref.name), DirectoryWeights(path=folder)
 
 
-@pytest.fixture
-def local_models(tiny_model, tiny_colbert, card) -> LocalModels:
+@pytest.fixture(scope="session")
+def known_models(tiny_model, tiny_colbert, card) -> dict[str, tuple[ModelCard, Path]]:
     """A model of each family, one with everything that a dense model may take, and two in namespaces."""
     dense = card("dense", dimensions=32, pooling="mean")
     prompts = {"query": "Instruct: {instruction}\nQuery: {text}", "instruction": "find the fox"}
     instructed = card("dense", dimensions=32, pooling="cls", prompts=prompts, matryoshka=[8, 16])
     masked = tiny_model("bert", "masked_lm")
     vocabulary = json.loads((masked / "config.json").read_text())["vocab_size"]
-    models = {
+    return {
         "dense": (dense, tiny_model("bert")),
         "instructed": (instructed, tiny_model("xlm-roberta")),
         "sparse": (card("sparse", dimensions=vocabulary), masked),
@@ -92,4 +92,9 @@ def local_models(tiny_model, tiny_colbert, card) -> LocalModels:
         "ns_acme/mine_1_0_0": (dense, tiny_model("bert")),
         "ns_other/theirs_1_0_0": (dense, tiny_model("bert")),
     }
-    return LocalModels(models=models)
+
+
+@pytest.fixture
+def local_models(known_models) -> LocalModels:
+    """The known models, for a test that holds loads up or makes them fail."""
+    return LocalModels(models=known_models)

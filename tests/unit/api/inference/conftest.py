@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import pytest
 from held_up import hold_up
 from inference_server import InferenceServer, serving
-from local_models import local_models
+from local_models import LocalModels, known_models, local_models
 from tiny_models import card, tiny_colbert, tiny_model
 
-__all__ = ["card", "hold_up", "local_models", "server", "tiny_colbert", "tiny_model"]
+__all__ = ["card", "hold_up", "known_models", "local_models", "server", "tiny_colbert", "tiny_model"]
 
 
-@pytest.fixture
-def server(local_models) -> Iterator[InferenceServer]:
+@pytest.fixture(scope="module")
+def server(known_models) -> Iterator[InferenceServer]:
     """Every family's routes."""
-    with serving(local_models) as running:
+    with serving(LocalModels(models=known_models)) as running:
         yield running

