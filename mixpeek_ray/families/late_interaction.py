@@ -25,7 +25,7 @@ from mixpeek_ray.families.tokens import TextTokenizer
 from mixpeek_ray.families.weights import WeightsSource
 
 # Stands for the marker until its id takes its place.
-_PLACEHOLDER = ". "
+PLACEHOLDER = ". "
 # Where a projection lies: ColBERT's own checkpoints, and those of sentence-transformers' Dense module.
 _PROJECTIONS = ("linear.weight", "1_Dense/linear.weight")
 
@@ -124,7 +124,7 @@ def _projection(source: WeightsSource) -> torch.Tensor:
 
 def _marked(given: TextInput, index: int) -> str:
     if isinstance(given, str):
-        return _PLACEHOLDER + given
+        return PLACEHOLDER + given
     raise ValidationError(
         f"Input {index} is a list of token ids, which this model does not take: send the text itself.", index=index
     )

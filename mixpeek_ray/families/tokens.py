@@ -73,7 +73,9 @@ class TextTokenizer:
                 str(source.path), local_files_only=True, trust_remote_code=False
             )
             self._backend = self._outer.backend_tokenizer
-        except (OSError, ValueError, AttributeError, StrictDataclassError) as error:
+        except (
+            OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, StrictDataclassError,
+        ) as error:  # fmt: skip
             raise InvalidWeightsError(
                 f"The model's tokenizer cannot be read ({type(error).__name__}): put tokenizer.json beside its weights."
             ) from None

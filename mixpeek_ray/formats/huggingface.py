@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Settings, vocabularies and chat templates. Everything else (README, other frameworks' weights) stays behind.
 _COMPANIONS = frozenset({".json", ".txt", ".model", ".spm", ".vocab", ".bpe", ".tiktoken", ".jinja"})
+# ColBERT's own settings, beside config.json.
+_COLBERT = "artifact.metadata"
 _CHAT_TEMPLATES = "additional_chat_templates"
 # Of no use to a loader: how the model was trained, and which shard a tensor was in.
 _LEFT_BEHIND = re.compile(r"trainer_state\.json|all_results\.json|(train|eval)_results\.json|.*\.index\.json")
@@ -69,7 +71,7 @@ def _companion_paths(directory: ModelDirectory, folders: Sequence[str]) -> list[
         path
         for path in sorted(directory.sizes)
         if path.rpartition("/")[0] in parents
-        and PurePosixPath(path).suffix.lower() in _COMPANIONS
+        and (PurePosixPath(path).suffix.lower() in _COMPANIONS or path == _COLBERT)
         and not _LEFT_BEHIND.fullmatch(PurePosixPath(path).name)
     ]
     total = sum(directory.sizes[path] for path in paths)
