@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from mixpeek_ray.catalog.catalog import packaged_catalog
 from mixpeek_ray.core import errors
 from mixpeek_ray.core.settings import Settings
 
@@ -19,6 +20,16 @@ def settings_table() -> str:
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else f"`{field.default}`"
         rows.append(f"| `MIXPEEK_{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+def models_table() -> str:
+    """Return every built-in model as a Markdown table."""
+    rows = ["| `model` | task | vectors | tokens | licence | |", "| --- | --- | --- | --- | --- | --- |"]
+    for name, card in packaged_catalog().items():
+        task = card.task.value.replace("_", " ").replace("multi vector", "multi-vector")
+        size = getattr(card.options, "dimensions", "")
+        rows.append(f"| `{name}` | {task} | {size} | {card.limits.max_tokens} | {card.licence} | {card.description} |")
     return "\n".join(rows)
 
 
@@ -41,7 +52,7 @@ def _error_classes(root: type[errors.MixpeekError]) -> Iterator[type[errors.Mixp
 
 # Document → the generated tables in it, by the name between its markers.
 DOCUMENTS = {
-    "README.md": {"settings": settings_table},
+    "README.md": {"settings": settings_table, "models": models_table},
     "docs/errors.md": {"errors": errors_table},
 }
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,7 @@ from tests.integration.text_models import provide, reference
 
 __all__ = ["tiny_colbert", "tiny_model"]
 
+ROOT = Path(__file__).resolve().parents[2]
 REGISTRY = "ray::ModelRegistry"
 TEXTS = ["the quick brown fox", "", "🎉 naïve שלום 日本語", "over-long " * 300, "what is the query?", "lazy dog"]
 QUERY = "what is the quick query"
@@ -208,3 +211,34 @@ def test_many_callers_get_their_own_answers(platform: Platform, families: dict[s
         answers = threads.map(lambda text: client.post("/v1/embeddings", json={"model": DENSE, "input": text}), texts)
         for answer, vector in zip(answers, expected, strict=True):
             np.testing.assert_allclose(embedded(answer)[0], vector, atol=1e-5)
+
+
+README_MODELS = {"gte-modernbert-base": DENSE, "splade_v1": SPARSE, "colbertv2": MULTI, "cross-encoder": RERANKER}
+
+
+@pytest.mark.usefixtures("families")
+def test_the_lines_of_the_readme_work_as_written(platform: Platform) -> None:
+    section = re.search(r"^## Text models$(.*?)^## ", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert section is not None
+    script = "\n".join(re.findall(r"^```bash\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL))
+    for written, tiny in README_MODELS.items():
+        assert written in script
+        script = script.replace(f'"{written}"', f'"{tiny}"')
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env=os.environ | {"MIXPEEK_API_URL": platform.url, "MIXPEEK_API_KEY": platform.api_key},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line]
+    assert len(answers) == script.count("ask /")
+    dense, sparse, multi, ranking, hybrid, scores = answers
+    assert len(dense["data"]) == 2
+    assert sparse["data"][0]["embedding"]["indices"]
+    assert len(multi["data"][0]["embedding"]) == 12
+    assert len(ranking["results"]) == 1
+    assert hybrid["data"][0].keys() >= {"dense", "sparse", "multi_vector"}
+    assert len(scores["data"]) == 2
