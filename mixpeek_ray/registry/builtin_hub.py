@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mixpeek_ray.catalog.cards import HubSource
@@ -14,7 +15,18 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 
 
 def hub_problem(source: HubSource) -> str | None:
-    """Return why the hub cannot be asked for the repository, or None. Blocks, for ``_ANSWER_S`` a network step."""
+    """Return why the hub cannot be asked for the repository, or None. Blocks for ``_ANSWER_S`` at most."""
+    # The client's own limit counts for each of a hub's addresses anew, and never for finding them.
+    asker = ThreadPoolExecutor(1, thread_name_prefix="hub")
+    try:
+        return asker.submit(_problem, source).result(timeout=_ANSWER_S)
+    except TimeoutError:
+        return f"the hub does not answer within {_ANSWER_S:g} s"
+    finally:
+        asker.shutdown(wait=False)
+
+
+def _problem(source: HubSource) -> str | None:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import (
         GatedRepoError,
