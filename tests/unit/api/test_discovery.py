@@ -147,6 +147,15 @@ async def test_parameter_schemas_allow_what_each_model_takes(make_api):
         assert searching.is_valid(body) is is_allowed, body
 
 
+async def test_without_a_model_the_defaults_parameters_are_meant(make_api):
+    asked = {**CUT, "name": "asked", "matryoshka": [], "prompts": {"query": "{instruction}{text}", "instruction": "x"}}
+    (extractor,) = (await _get(make_api(catalog=_catalog(CUT, asked)), OPEN_PATHS[0])).json()
+    schema = jsonschema.Draft202012Validator(extractor["parameter_schema"])
+    assert extractor["parameter_schema"]["properties"]["model"]["default"] == "Cut-Model"
+    cases = [{"dimensions": 2}, {"dimensions": 5}, {"instruction": "y"}, {"input_type": "query"}]
+    assert [schema.is_valid(parameters) for parameters in cases] == [True, False, False, True]
+
+
 async def test_a_hybrid_search_takes_what_its_dense_model_takes(make_api):
     api = make_api(catalog=_catalog(CUT, {"name": "splade", "family": "sparse", "dimensions": 9}))
     stages = {stage["stage_id"]: stage for stage in (await _get(api, OPEN_PATHS[2])).json()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import cohere
 import pytest
@@ -117,6 +119,13 @@ async def test_models_that_are_not(api, named):
     api.have(custom_model())
     answer = await _infer(api, named | TEXT)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "ns_acme/../mine", "ns_acme/\u202emine", "x" * 129, "ns_acme/"])
+async def test_what_cannot_be_an_id_is_never_looked_up(api, name):
+    answer = await _infer(api, {"inference_name": name} | TEXT, **{"X-Namespace": "ns_acme"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert "get_model" not in api.platform.calls
 
 
 async def test_foreign_models_look_like_none(api):
@@ -351,6 +360,12 @@ async def test_the_cohere_packages_second_version_reranks(api):
     async with api.client(key=None) as client:
         refused = await client.post("/v2/rerank", json={"model": "cross-encoder", "query": "a", "documents": ["b"]})
     assert refused.json()["error"]["code"] == "unauthenticated"
+
+
+def test_the_gateways_process_stays_small():
+    script = "import sys, mixpeek_ray.api.app; print({'torch', 'transformers', 'ray'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
 
 
 def test_two_models_that_would_be_one_feature_stop_the_start(make_api):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import openai
@@ -9,6 +10,7 @@ import pytest
 from custom_models import custom_model
 
 from mixpeek_ray.catalog.availability import Availability
+from mixpeek_ray.catalog.catalog import parse_catalog
 from mixpeek_ray.core.records import DeploymentStatus
 
 pytestmark = pytest.mark.anyio
@@ -68,6 +70,18 @@ async def test_a_built_in_model_says_what_the_catalog_says(api):
     assert body["builtin"]["dimensions"] == 1024
     assert body["model"]["model_hash"] == first.card.source.revision
     assert "created_at" not in body["model"]
+
+
+async def test_where_the_weights_lie_is_not_told(make_api):
+    models = [
+        {"name": name, "source": source, "family": "rerank", "activation": "none", "max_tokens": 64}
+        | {"licence": "MIT", "description": "Tiny."}
+        for name, source in (("here", {"path": "/srv/secret/model"}), ("there", {"url": "s3://secret/model"}))
+    ]
+    api = make_api(catalog=parse_catalog(json.dumps({"models": models}), file_name="test.yaml"))
+    for path in ("", "/here", "/there"):
+        answer = await _get(api, path)
+        assert (answer.status_code, "secret" in answer.text) == (200, False)
 
 
 async def test_a_bare_id_is_looked_for_where_it_can_be(api):
