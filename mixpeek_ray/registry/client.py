@@ -33,6 +33,8 @@ from mixpeek_ray.registry.uploads_client import UploadsClient
 
 # Health must answer within 5 s whatever is broken.
 _HEALTH_TIMEOUT_S = 2.0
+# Discovery needs no key: however many ask, the registry is asked this often.
+_BUILTIN_TRUST_S = 1.0
 # One wait of a deploy call; short, so that a registry that stops meanwhile is noticed.
 _DEPLOY_WAIT_S = 2.0
 # A check takes seconds, and others may be ahead of it in the inspector's queue.
@@ -49,6 +51,9 @@ class RegistryClient:
         self._inspector = inspector
         self._keys = keys
         self.resumable = UploadsClient(registry, timeout_s=settings.registry_timeout_s)
+        self._builtin: Sequence[BuiltinModel] | None = None
+        self._builtin_read_at = 0.0
+        self._builtin_lock = asyncio.Lock()
 
     @classmethod
     async def connect(cls, settings: Settings, *, ingress: str) -> Self:
@@ -138,9 +143,12 @@ class RegistryClient:
     # Built-in models
 
     async def builtin_models(self) -> Sequence[BuiltinModel]:
-        """Return every built-in model with what is known of its weights now, in the catalog's order."""
-        models: Sequence[BuiltinModel] = await self._call("builtin_models")
-        return models
+        """Return every built-in model with what was known of its weights a moment ago, in the catalog's order."""
+        async with self._builtin_lock:
+            if self._builtin is None or time.monotonic() - self._builtin_read_at > _BUILTIN_TRUST_S:
+                self._builtin = await self._call("builtin_models")
+                self._builtin_read_at = time.monotonic()
+            return self._builtin
 
     # Health
 
