@@ -19,7 +19,7 @@ def build_framework_app(routers: Iterable[APIRouter], *, is_documented: bool) ->
     app = FastAPI(
         title="Mixpeek on Ray",
         version=version("mixpeek-ray"),
-        description="Custom models uploaded once and viewed from every worker; built-in and custom text models over HTTP.",
+        description="Custom models, uploaded once and viewed from every worker; text models over HTTP.",
         # A redirect would send a body twice.
         redirect_slashes=False,
         redoc_url=None,

@@ -48,8 +48,12 @@ def test_a_family_sleeps_when_nobody_uses_it_and_wakes_without_an_error(hasty: P
         assert first.status_code == 200, first.text
         assert len(pids(hasty, REPLICA)) == 1
         eventually(lambda: not pids(hasty, REPLICA), timeout_s=90, what="the end of the idle replica")
-        (listed,) = [model for model in http.get("/v1/models").json()["data"] if model["id"] == "tiny-dense"]
-        assert listed["availability"] == "available"
+
+        def let_go() -> bool:
+            (listed,) = [model for model in http.get("/v1/models").json()["data"] if model["id"] == "tiny-dense"]
+            return bool(listed["availability"] == "available")
+
+        eventually(let_go, what="the weights let go")
         again = http.post("/v1/embeddings", json=asked)
     assert again.status_code == 200, again.text
     assert again.json()["data"] == first.json()["data"]
