@@ -111,12 +111,19 @@ def platform_environment(
         "MIXPEEK_HOME": str(paths.home),
         "MIXPEEK_HOST": settings.host,
         "MIXPEEK_PORT": str(settings.port),
+        **_absolute_paths(settings),
         **join_environment(paths),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     if haproxy:
         environment |= _haproxy_environment(settings, paths, ports)
     return environment
+
+
+def _absolute_paths(settings: Settings) -> dict[str, str]:
+    """Return what the user named from where they stood, as workers elsewhere find it."""
+    paths = {"MIXPEEK_MODEL_CATALOG": settings.model_catalog, "MIXPEEK_MODELS_DIR": settings.models_dir}
+    return {name: str(path.expanduser().absolute()) for name, path in paths.items() if path is not None}
 
 
 def join_environment(paths: RunPaths) -> dict[str, str]:

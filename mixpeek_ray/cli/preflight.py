@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 from mixpeek_ray.cli.paths import RunPaths
+from mixpeek_ray.core.errors import InvalidCatalogError, ModelNotFoundError
 from mixpeek_ray.core.limits import GIB, MIB
 from mixpeek_ray.core.settings import Settings
 
@@ -53,6 +54,26 @@ def check_disk(paths: RunPaths) -> str | None:
             return (
                 f"The disk of {setting} is more than {MAX_DISK_USE:.0%} full, where Ray stops writing: free some "
                 f"space below {folder}."
+            )
+    return None
+
+
+def check_models(settings: Settings) -> str | None:
+    """Return what is wrong with the catalog of built-in models, or with the warm models' names, or None."""
+    # The supervisor that lives on needs neither YAML nor the catalog.
+    from mixpeek_ray.catalog.catalog import packaged_catalog, read_catalog
+
+    try:
+        catalog = packaged_catalog() if settings.model_catalog is None else read_catalog(settings.model_catalog)
+    except InvalidCatalogError as error:
+        return error.message
+    for name in settings.warm_model_names:
+        try:
+            catalog.find(name)
+        except ModelNotFoundError:
+            return (
+                f"MIXPEEK_WARM_MODELS names {name[:80]!a}, which the catalog has not: use names or aliases from it, "
+                f"such as {next(iter(catalog))}."
             )
     return None
 

@@ -62,7 +62,7 @@ def _prepare(settings: Settings, paths: RunPaths) -> _Prepared | str:
         return "serve_config.yaml is missing beside the package `deployments`: run from a checkout of the project."
     # A killed run's processes may still hold the port that is checked next.
     kill_marked(environment.MARK, str(paths.scratch))
-    problem = preflight.check_port(settings) or preflight.check_disk(paths)
+    problem = preflight.check_port(settings) or preflight.check_disk(paths) or preflight.check_models(settings)
     if problem is not None:
         return problem
     plan = preflight.object_store_plan(settings)

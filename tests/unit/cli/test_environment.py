@@ -87,3 +87,16 @@ def test_the_launcher_needs_no_packages() -> None:
     code = f"import runpy, sys; runpy.run_path({haproxy_launcher.__file__!r}); print('pydantic' in sys.modules)"
     shown = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
+
+
+def test_files_named_from_where_the_user_stands_are_found_by_workers(
+    paths: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(models_dir=Path("models"), model_catalog=Path("models.yaml"))
+    built = platform_environment(
+        {"MIXPEEK_MODELS_DIR": "models"}, settings=settings, paths=paths, ports=PortBlock(first=24_576), haproxy=False
+    )
+    assert built["MIXPEEK_MODELS_DIR"] == str(tmp_path / "models")
+    assert built["MIXPEEK_MODEL_CATALOG"] == str(tmp_path / "models.yaml")
+    assert "MIXPEEK_MODELS_DIR" not in build(paths)

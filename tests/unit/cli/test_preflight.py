@@ -9,7 +9,7 @@ import pytest
 
 from mixpeek_ray.cli import preflight
 from mixpeek_ray.cli.paths import RunPaths, prepare
-from mixpeek_ray.cli.preflight import check_disk, check_port, plan_object_store
+from mixpeek_ray.cli.preflight import check_disk, check_models, check_port, plan_object_store
 from mixpeek_ray.core.limits import GIB, MIB
 from mixpeek_ray.core.settings import Settings
 
@@ -65,6 +65,28 @@ def test_a_disk_with_room_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     usage = type("Usage", (), {"total": 100 * GIB, "free": 50 * GIB})
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
     assert check_disk(RunPaths(home=tmp_path, scratch=tmp_path)) is None
+
+
+def test_the_catalog_that_comes_with_the_platform_is_fine() -> None:
+    assert check_models(Settings()) is None
+    assert check_models(Settings(warm_models="cross-encoder, splade")) is None
+
+
+def test_an_unknown_warm_model_is_named() -> None:
+    problem = check_models(Settings(warm_models="cross-encoder,none-such"))
+    assert problem is not None
+    assert "none-such" in problem
+    assert "MIXPEEK_WARM_MODELS" in problem
+
+
+def test_a_catalog_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
+    missing = check_models(Settings(model_catalog=tmp_path / "none.yaml"))
+    assert missing is not None
+    assert "none.yaml" in missing
+    (tmp_path / "bad.yaml").write_text("models: [{name: one, family: poetry}]")
+    problem = check_models(Settings(model_catalog=tmp_path / "bad.yaml"))
+    assert problem is not None
+    assert "'one'" in problem
 
 
 def test_folders_are_private(tmp_path: Path) -> None:
