@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
 from mixpeek_ray.catalog.availability import BuiltinModel
+from mixpeek_ray.core.aliases import AliasRef, ModelAlias, WeightedTarget
 from mixpeek_ray.core.records import (
     DeployResult,
     ModelState,
@@ -60,6 +61,38 @@ class ResumableUploads(Protocol):
         """Forget an upload and remove its bytes. Raises ``UploadClosedError`` while it is being confirmed."""
 
 
+class ModelAliases(Protocol):
+    """What is done with aliases. Those that take an ``AliasRef`` raise ``AliasNotFoundError``, but for ``put``.
+
+    ``expected_revision``: the revision that the caller saw last, 0 for no alias; None: whatever it is.
+    ``RevisionMismatchError`` when it is another one.
+    """
+
+    async def list(self, principal: Principal, namespace_id: str, name: str | None) -> Sequence[ModelAlias]:
+        """Return a namespace's aliases, or those under one model name, by name and alias."""
+
+    async def get(self, principal: Principal, ref: AliasRef) -> ModelAlias:
+        """Return one alias with its history."""
+
+    async def put(
+        self, principal: Principal, ref: AliasRef, weights: Mapping[str, int], expected_revision: int | None
+    ) -> ModelAlias:
+        """Point an alias to versions of its model, by their ids, making it if need be.
+
+        Raises ``InvalidNameError``, ``ValidationError``, ``ModelNotDeployedError`` (a version that would be sent
+        requests), ``QuotaExceededError``.
+        """
+
+    async def roll_back(self, principal: Principal, ref: AliasRef, expected_revision: int | None) -> ModelAlias:
+        """Point an alias to what it pointed to before. Raises ``NoPreviousTargetsError``, ``ModelNotDeployedError``."""
+
+    async def delete(self, principal: Principal, ref: AliasRef, expected_revision: int | None) -> None:
+        """Remove an alias and its history."""
+
+    async def targets(self, principal: Principal, ref: AliasRef) -> Sequence[WeightedTarget]:
+        """Return which versions an alias means now, or ``latest``: ``ModelNotDeployedError`` when there is none."""
+
+
 class Platform(Protocol):
     """The use cases behind the routes.
 
@@ -70,6 +103,10 @@ class Platform(Protocol):
     @property
     def resumable(self) -> ResumableUploads:
         """Uploads that come in parts."""
+
+    @property
+    def aliases(self) -> ModelAliases:
+        """Names for weighted versions of a model."""
 
     async def authenticate(self, api_key: str) -> Principal:
         """Return who the key speaks for. Raises ``InvalidApiKeyError``."""
@@ -98,10 +135,10 @@ class Platform(Protocol):
         """Bring a model's weights into the cluster. Raises what made it fail when ``wait`` is True."""
 
     async def undeploy(self, principal: Principal, namespace_id: str, model_id: str) -> ModelState:
-        """Release a model's weights."""
+        """Release a model's weights. Raises ``ModelInUseError`` while an alias sends requests to it."""
 
     async def delete(self, principal: Principal, namespace_id: str, model_id: str) -> None:
-        """Remove a model version for good."""
+        """Remove a model version for good. Raises ``ModelInUseError`` while an alias points to it."""
 
     async def list_namespaces(self, principal: Principal) -> Sequence[Namespace]:
         """Return the organisation's namespaces, by id."""
@@ -116,4 +153,4 @@ class Platform(Protocol):
         """Return what works, within 5 s whatever is broken."""
 
 
-__all__ = ["DeployResult", "Platform", "PlatformHealth", "ResumableUploads", "UploadResult"]
+__all__ = ["DeployResult", "ModelAliases", "Platform", "PlatformHealth", "ResumableUploads", "UploadResult"]

@@ -12,6 +12,7 @@
     ├── NotFoundError (LookupError)     404 not_found
     │   ├── NamespaceNotFoundError      404 namespace_not_found
     │   ├── ModelNotFoundError          404 model_not_found
+    │   ├── AliasNotFoundError          404 alias_not_found
     │   ├── UploadNotFoundError         404 upload_not_found
     │   └── KeyNotFoundError            404 key_not_found
     ├── BadRequestError (ValueError)    400 bad_request
@@ -27,6 +28,10 @@
     │   ├── VersionExistsError          409 version_exists
     │   ├── ModelBusyError              409 model_busy
     │   ├── ModelNotDeployedError       409 model_not_deployed
+    │   ├── NotServableError            409 not_servable
+    │   ├── ModelInUseError             409 model_in_use
+    │   ├── RevisionMismatchError       409 revision_mismatch
+    │   ├── NoPreviousTargetsError      409 no_previous_targets
     │   └── UploadClosedError           409 upload_closed
     ├── ValidationError (ValueError)    422 validation_error
     │   ├── InvalidNameError            422 invalid_name
@@ -141,6 +146,12 @@ class ModelNotFoundError(NotFoundError):
     code = "model_not_found"
 
 
+class AliasNotFoundError(NotFoundError):
+    """No such alias under the model's name."""
+
+    code = "alias_not_found"
+
+
 class UploadNotFoundError(NotFoundError):
     """No such resumable upload: unknown, aborted or expired (someone else's looks the same)."""
 
@@ -231,6 +242,30 @@ class ModelNotDeployedError(ConflictError):
     code = "model_not_deployed"
 
 
+class NotServableError(ConflictError):
+    """The archive alone is not enough to compute the model with."""
+
+    code = "not_servable"
+
+
+class ModelInUseError(ConflictError):
+    """An alias points to the model."""
+
+    code = "model_in_use"
+
+
+class RevisionMismatchError(ConflictError):
+    """Somebody else changed the alias in the meantime."""
+
+    code = "revision_mismatch"
+
+
+class NoPreviousTargetsError(ConflictError):
+    """The alias has no earlier targets, or a version among them was deleted since."""
+
+    code = "no_previous_targets"
+
+
 class UploadClosedError(ConflictError):
     """A resumable upload that is being confirmed, or was, takes no more parts."""
 
@@ -244,7 +279,7 @@ class ValidationError(MixpeekError, ValueError):
 
 
 class InvalidNameError(ValidationError):
-    """A model or namespace name that is not allowed."""
+    """A model's, a namespace's or an alias' name that is not allowed."""
 
     code = "invalid_name"
 

@@ -10,6 +10,14 @@ KIB = 1024
 MAX_ARCHIVE_BYTES = 10 * GIB
 # The product's promise.
 MAX_MODELS_PER_NAMESPACE = 50
+# More than anyone tells apart; each is a record that a restarted registry reads.
+MAX_ALIASES_PER_NAMESPACE = 200
+# Earlier targets that an alias remembers, so that its record stays within a few hundred KB.
+MAX_ALIAS_HISTORY = 50
+# Shares finer than a millionth are below what any traffic shows.
+MAX_ALIAS_WEIGHT = 1_000_000
+# Longer than any session's or user's id.
+MAX_STICKY_CHARS = 256
 
 # A multipart form repeats the file's size plus its fields and boundaries: what a body may hold beyond the archive.
 MAX_FORM_OVERHEAD_BYTES = 1 * MIB
@@ -34,6 +42,10 @@ MAX_INFERENCE_BODY_BYTES = 16 * MIB
 MAX_INFERENCE_VALUES = 1_400_000
 # Of one text: ten times what an 8,192-token model reads of it. A million take a second to tokenize.
 MAX_TEXT_CHARS = 400_000
+# A request to a custom model's endpoint: as many texts as the built-in models take by default.
+MAX_SERVABLE_TEXTS = 2_048
+# A batch of 64 images of 3 x 512 x 512 in uint8 takes 50 MB.
+MAX_TENSOR_BODY_BYTES = 64 * MIB
 # A catalog may allow this many inputs a request; each model's own limit is usually lower.
 MAX_INPUTS = 100_000
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from mixpeek_ray.core.records import DeploymentStatus, ModelKind
+from mixpeek_ray.registry.alias_calls import AliasCalls
 from mixpeek_ray.registry.handles import LoadTicket
 from mixpeek_ray.registry.state import ModelKey
 
@@ -57,7 +58,7 @@ class RegistryConfig:
     warm_models: tuple[str, ...]
 
 
-class ModelRegistry:
+class ModelRegistry(AliasCalls):
     """Decides everything about models and accounts; the only writer of records, the owner of deployed weights.
 
     Methods raise subclasses of ``MixpeekError``. ``organization_id`` is whose namespace it must be:
@@ -74,6 +75,7 @@ class ModelRegistry:
         self._catalog = parts.catalog
         self._deployer = parts.deployer
         self._versions = parts.versions
+        self._aliases = parts.aliases
         self._accounts = parts.accounts
         self._uploads = parts.uploads
         self._builtin = parts.builtin
@@ -166,14 +168,16 @@ class ModelRegistry:
         return self._catalog.get(key)
 
     async def undeploy(self, organization_id: str, key: ModelKey) -> ModelState:
-        """Let a model's weights go."""
+        """Let a model's weights go. Raises ``ModelInUseError`` while an alias sends requests to it."""
         self._check_namespace(organization_id, key.namespace_id)
-        return await self._deployer.undeploy(key)
+        async with self._aliases.none_serving(key):
+            return await self._deployer.undeploy(key)
 
     async def delete(self, organization_id: str, key: ModelKey) -> None:
-        """Remove a model version for good."""
+        """Remove a model version for good. Raises ``ModelInUseError`` while an alias points to it."""
         self._check_namespace(organization_id, key.namespace_id)
-        await self._versions.delete(key)
+        async with self._aliases.none_naming(key):
+            await self._versions.delete(key)
 
     # Resumable uploads: see registry.uploads for what each raises
 
@@ -262,7 +266,3 @@ class ModelRegistry:
     async def keep_builtin(self, names: Sequence[str]) -> None:
         """Count these built-in models as in use: their weights stay for another ``model_idle_s``."""
         self._builtin.keep(names)
-
-    def _check_namespace(self, organization_id: str, namespace_id: str) -> None:
-        # A development namespace that was never written to is as good as empty: it is made by its first upload.
-        self._accounts.owned_namespace(organization_id, namespace_id)

@@ -25,6 +25,7 @@ from mixpeek_ray.core.records import (
     UploadResult,
 )
 from mixpeek_ray.core.settings import Settings
+from mixpeek_ray.registry.aliases_client import AliasesClient
 from mixpeek_ray.registry.bootstrap import ensure_inspector, ensure_registry
 from mixpeek_ray.registry.calls import call, call_while_alive
 from mixpeek_ray.registry.key_checker import KeyChecker
@@ -51,6 +52,7 @@ class RegistryClient:
         self._inspector = inspector
         self._keys = keys
         self.resumable = UploadsClient(registry, timeout_s=settings.registry_timeout_s)
+        self.aliases = AliasesClient(registry, timeout_s=settings.registry_timeout_s)
         self._builtin: Sequence[BuiltinModel] | None = None
         self._builtin_read_at = 0.0
         self._builtin_lock = asyncio.Lock()

@@ -73,6 +73,11 @@ class Deployer:
         """Return what holds a deployed model in the cluster."""
         return self._deployed[key]
 
+    def is_coming_back(self, key: ModelKey) -> bool:
+        """Tell whether a model that was deployed before a restart is on its way back."""
+        attempt = self._attempts.get(key)
+        return attempt is not None and attempt.resumed
+
     async def deploy(self, key: ModelKey) -> tuple[ModelState, bool]:
         """Start to deploy a model; the flag is True when it is deployed already.
 

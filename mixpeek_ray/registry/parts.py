@@ -10,6 +10,7 @@ from typing import Self
 from mixpeek_ray.core.errors import ModelNotFoundError
 from mixpeek_ray.registry.accounts import Accounts, load_or_create_secret
 from mixpeek_ray.registry.actor import RegistryConfig
+from mixpeek_ray.registry.aliases import Aliases
 from mixpeek_ray.registry.builtin import BuiltinModels
 from mixpeek_ray.registry.deployer import Deployer
 from mixpeek_ray.registry.housekeeping import Housekeeper
@@ -29,6 +30,7 @@ class RegistryParts:
     catalog: ModelCatalog
     deployer: Deployer
     versions: Versions
+    aliases: Aliases
     accounts: Accounts
     uploads: Uploads
     housekeeper: Housekeeper
@@ -60,6 +62,7 @@ class RegistryParts:
             catalog=catalog,
             deployer=deployer,
             versions=Versions(catalog, records, locks, deployer),
+            aliases=Aliases(catalog, records, is_coming_back=deployer.is_coming_back),
             accounts=accounts,
             uploads=uploads,
             housekeeper=housekeeper,

@@ -5,6 +5,7 @@
     namespaces/{namespace_id}/namespace.json                        Namespace
     namespaces/{namespace_id}/models/{model_id}/manifest.json       ModelManifest: create-only, written last
     namespaces/{namespace_id}/models/{model_id}/deployment.json     DeploymentMarker: there when it should be deployed
+    namespaces/{namespace_id}/aliases/{name}/{alias}.alias.json     ModelAlias: what it points to, and pointed to before
     archives/{sha256}.tar.gz                                        an uploaded archive, shared by equal uploads
     uploads/{upload_id}                                             an archive before its manifest: temporary
     resumable/{upload_id}/...                                       a resumable upload: see store.uploads
@@ -18,6 +19,8 @@ from __future__ import annotations
 
 import secrets
 
+from mixpeek_ray.core.aliases import AliasRef
+
 NAMESPACES = "namespaces/"
 ARCHIVES = "archives/"
 UPLOADS = "uploads/"
@@ -27,6 +30,7 @@ KEYS = "auth/keys/"
 NAMESPACE_FILE = "/namespace.json"
 MANIFEST_FILE = "/manifest.json"
 DEPLOYMENT_FILE = "/deployment.json"
+ALIAS_SUFFIX = ".alias.json"
 RECORD_SUFFIX = ".json"
 _ARCHIVE_SUFFIX = ".tar.gz"
 
@@ -44,6 +48,11 @@ def manifest_key(namespace_id: str, model_id: str) -> str:
 def deployment_key(namespace_id: str, model_id: str) -> str:
     """Return where a model version's deployment marker lies."""
     return f"{NAMESPACES}{namespace_id}/models/{model_id}{DEPLOYMENT_FILE}"
+
+
+def alias_key(ref: AliasRef) -> str:
+    """Return where an alias lies."""
+    return f"{NAMESPACES}{ref.namespace_id}/aliases/{ref.name}/{ref.alias}{ALIAS_SUFFIX}"
 
 
 def organization_key(organization_id: str) -> str:

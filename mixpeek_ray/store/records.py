@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Generic, TypeVar
 
+from mixpeek_ray.core.aliases import AliasRef, ModelAlias
 from mixpeek_ray.core.errors import ConflictError, CorruptStoreError, NotFoundError, VersionExistsError
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.records import ApiKey, DeploymentMarker, ModelManifest, Namespace, Organization
@@ -55,6 +56,7 @@ class RecordStore:
         self._namespaces = RecordCodec(Namespace)
         self._manifests = RecordCodec(ModelManifest)
         self._deployments = RecordCodec(DeploymentMarker)
+        self._aliases = RecordCodec(ModelAlias)
         self._organizations = RecordCodec(Organization)
         self._keys = RecordCodec(ApiKey)
 
@@ -102,6 +104,22 @@ class RecordStore:
             layout.DEPLOYMENT_FILE,
             self._deployments,
             lambda marker: layout.deployment_key(marker.namespace_id, marker.model_id),
+        )
+
+    # Aliases
+
+    def put_alias(self, alias: ModelAlias) -> None:
+        """Write an alias, replacing any by that name."""
+        self._blobs.put(layout.alias_key(alias.ref), self._aliases.encode(alias))
+
+    def delete_alias(self, ref: AliasRef) -> None:
+        """Remove an alias; one that is not there is no error."""
+        self._blobs.delete(layout.alias_key(ref))
+
+    def load_aliases(self) -> Loaded[ModelAlias]:
+        """Return every alias of every namespace."""
+        return self._load(
+            layout.NAMESPACES, layout.ALIAS_SUFFIX, self._aliases, lambda alias: layout.alias_key(alias.ref)
         )
 
     # Namespaces, organisations, keys
