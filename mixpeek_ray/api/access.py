@@ -69,6 +69,8 @@ def access_for(method: str, path: str) -> Access:
 
 
 def check_access(access: Access, principal: Principal) -> None:
+        case ["namespaces", _, "aliases", *_]:
+            return Access(needs_key=True, role=role, needs_enterprise=True)
     """Raise ``PermissionDeniedError`` or ``TierRequiredError`` unless ``principal`` may pass.
 
     Only the key decides, never the namespace in the path: so the answer tells nothing about other organisations.

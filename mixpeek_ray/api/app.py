@@ -10,6 +10,7 @@ from mixpeek_ray.api.assembly import behind_middleware, build_framework_app
 from mixpeek_ray.api.inference_app import build_inference_routers
 from mixpeek_ray.api.inference_ports import TextInference
 from mixpeek_ray.api.ports import Platform
+from mixpeek_ray.api.routes.aliases import build_aliases_router
 from mixpeek_ray.api.routes.discovery import build_discovery_router, build_open_discovery_router
 from mixpeek_ray.api.routes.health import build_health_router
 from mixpeek_ray.api.routes.inference import build_inference_router
@@ -44,6 +45,7 @@ def create_app(
         # Before the models, here and below: `uploads` is the name of none.
         *build_upload_routers(platform, store, new_upload_key=new_upload_key, max_part_bytes=max_upload_bytes),
         build_models_router(platform, store, new_upload_key=new_upload_key, max_upload_bytes=max_upload_bytes),
+        build_aliases_router(platform),
         build_org_models_router(platform),
         build_open_discovery_router(platform),
         build_discovery_router(platform),

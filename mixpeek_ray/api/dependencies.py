@@ -10,6 +10,7 @@ from fastapi.security.base import SecurityBase
 
 from mixpeek_ray.api.access import is_plausible_id
 from mixpeek_ray.api.context import context_of
+from mixpeek_ray.core.aliases import AliasRef, parse_reference
 from mixpeek_ray.core.errors import (
     AuthenticationError,
     ModelNotFoundError,
@@ -80,9 +81,18 @@ async def _model_id(model_id: Annotated[str, Path(description="The model's id, s
     return model_id
 
 
+async def _model_reference(
+    namespace_id: Annotated[str, Depends(_namespace_id)],
+    model_id: Annotated[str, Path(description="A model's id, or `{name}@{alias}`, such as my-model@production.")],
+) -> str | AliasRef:
+    return parse_reference(namespace_id, model_id) or await _model_id(model_id)
+
+
 CurrentPrincipal = Annotated[Principal, Security(_ApiKey())]
 NamespaceId = Annotated[str, Depends(_namespace_id)]
 ModelId = Annotated[str, Depends(_model_id)]
+# A model's id, or an alias.
+ModelReference = Annotated[str | AliasRef, Depends(_model_reference)]
 # The namespace in the path or in X-Namespace, None where neither names one.
 NamedNamespace = Annotated[str | None, Depends(_named_namespace)]
 UploadReference = Annotated[UploadRef, Depends(_upload_ref)]

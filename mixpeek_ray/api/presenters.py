@@ -65,13 +65,14 @@ def present_model(state: ModelState) -> ModelDocument:
     )
 
 
-def present_list_item(state: ModelState) -> ModelListItem:
-    """Return a model as lists show it."""
+def present_list_item(state: ModelState, *, latest: bool) -> ModelListItem:
+    """Return a model as lists show it; ``latest``: no version of its name is higher."""
     manifest = state.manifest
     return ModelListItem(
         model_id=manifest.model_id,
         name=manifest.name,
         version=manifest.version,
+        latest=latest,
         model_format=manifest.model_format,
         framework=manifest.framework,
         task_type=manifest.task_type,

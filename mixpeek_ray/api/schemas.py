@@ -117,6 +117,7 @@ class ModelListItem(Body):
     model_id: str
     name: str
     version: str
+    latest: bool = Field(description="Whether it is the highest version of its name, deployed or not.")
     model_format: ModelFormat
     framework: str | None
     task_type: str | None

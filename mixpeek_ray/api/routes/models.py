@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 
+from mixpeek_ray.api.alias_resolver import AliasResolver
 from mixpeek_ray.api.context import body_of
-from mixpeek_ray.api.dependencies import CurrentPrincipal, ModelId, NamespaceId
+from mixpeek_ray.api.dependencies import CurrentPrincipal, ModelId, ModelReference, NamespaceId
 from mixpeek_ray.api.ports import Platform
 from mixpeek_ray.api.presenters import (
     present_deploy,
@@ -25,9 +26,12 @@ from mixpeek_ray.api.schemas import (
     ModelListResponse,
     ModelUploadResponse,
 )
+from mixpeek_ray.api.sticky import MODEL_HEADER, sticky_of
 from mixpeek_ray.api.upload import received_upload
 from mixpeek_ray.core import limits
+from mixpeek_ray.core.aliases import AliasRef
 from mixpeek_ray.core.records import ModelFormat
+from mixpeek_ray.core.semver import latest_ids
 from mixpeek_ray.store.base import BlobStore
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -65,6 +69,7 @@ def build_models_router(
 ) -> APIRouter:
     """Return the routes under ``/v1/namespaces/{namespace_id}/models``."""
     router = APIRouter(prefix="/v1/namespaces/{namespace_id}/models", tags=["Custom models"], responses=_ERRORS)
+    versions = AliasResolver(lambda principal, ref: platform.aliases.targets(principal, ref))
 
     @router.post("", openapi_extra=_UPLOAD_BODY)
     async def upload_model(
@@ -83,16 +88,35 @@ def build_models_router(
         return present_upload(result)
 
     @router.get("")
-    async def list_models(principal: CurrentPrincipal, namespace_id: NamespaceId) -> ModelListResponse:
-        """List the namespace's models, newest first."""
-        models = [present_list_item(state) for state in await platform.list_models(principal, namespace_id)]
+    async def list_models(
+        principal: CurrentPrincipal,
+        namespace_id: NamespaceId,
+        name: Annotated[str | None, Query(description="Only the versions of the model called so.")] = None,
+    ) -> ModelListResponse:
+        """List the namespace's models, newest first; `latest` is the highest version of its name, deployed or not."""
+        states = await platform.list_models(principal, namespace_id)
+        latest = latest_ids(state.manifest for state in states)
+        models = [
+            present_list_item(state, latest=state.manifest.model_id in latest)
+            for state in states
+            if name in (None, state.manifest.name)
+        ]
         return ModelListResponse(models=models, total=len(models), namespace_id=namespace_id)
 
     @router.get("/{model_id}")
     async def get_model(
-        principal: CurrentPrincipal, namespace_id: NamespaceId, model_id: ModelId
+        request: Request,
+        response: Response,
+        principal: CurrentPrincipal,
+        namespace_id: NamespaceId,
+        reference: ModelReference,
     ) -> ModelDetailResponse:
-        """Get one model, with what its archive holds."""
+        """Get one model, with what its archive holds. An alias means one of its versions, as for a request."""
+        if isinstance(reference, AliasRef):
+            model_id = await versions.choose(principal, reference, sticky_of(request))
+        else:
+            model_id = reference
+        response.headers[MODEL_HEADER] = model_id
         return ModelDetailResponse(model=present_model(await platform.get_model(principal, namespace_id, model_id)))
 
     @router.delete("/{model_id}")
