@@ -62,6 +62,8 @@ def access_for(method: str, path: str) -> Access:
             return Access(
                 needs_key=True, role=role, needs_enterprise=True, is_upload=is_upload, takes_signed_url=is_part
             )
+        case ["namespaces", _, "aliases", *_]:
+            return Access(needs_key=True, role=role, needs_enterprise=True)
         case ["models", "uploads", *rest]:
             is_part = _is_part(method, ["uploads", *rest])
             return Access(needs_key=True, role=role, needs_enterprise=True, is_upload=is_part, takes_signed_url=is_part)
@@ -69,8 +71,6 @@ def access_for(method: str, path: str) -> Access:
 
 
 def check_access(access: Access, principal: Principal) -> None:
-        case ["namespaces", _, "aliases", *_]:
-            return Access(needs_key=True, role=role, needs_enterprise=True)
     """Raise ``PermissionDeniedError`` or ``TierRequiredError`` unless ``principal`` may pass.
 
     Only the key decides, never the namespace in the path: so the answer tells nothing about other organisations.
