@@ -12,6 +12,7 @@ are held against sentence-transformers' in float32. The first run makes the peer
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -90,6 +91,7 @@ def ask_all(endpoints: Sequence[Endpoint], workloads: Sequence[str], seconds: fl
         for connections in CONNECTIONS:
             for endpoint in endpoints:
                 load = endpoint.load(WORKLOADS[workload], connections=connections, warm_up_s=WARM_UP_S, seconds=seconds)
+                report(f"{workload}, {connections} connections, {endpoint.name}: {load.requests_per_s:.1f}/s")
                 yield Cell(server=endpoint.name, workload=workload, connections=connections, load=load)
 
 
@@ -98,7 +100,13 @@ def compute_all(catalog: Path, workloads: Sequence[str], seconds: float) -> Iter
     for library in (in_process.SENTENCE_TRANSFORMERS, in_process.FAMILY):
         rates = in_process.sentences_per_s(library, workloads, seconds, model=MODEL, catalog=catalog)
         for workload, rate in rates.items():
+            report(f"{workload}, {library}: {rate:.1f}/s")
             yield Ceiling(library=library, workload=workload, sentences_per_s=rate)
+
+
+def report(progress: str) -> None:
+    """Show, apart from the results, how far a run of minutes is."""
+    print(progress, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -79,13 +79,13 @@ class Results:
 def print_tables(results: Results) -> None:
     """Print one table a workload: latency with one connection, throughput with many."""
     for workload in results.workloads:
-        header = [workload, "p50 at 1", "p99 at 1"]
+        header = [workload, "1 connection: p50, p99"]
         for connections in CONNECTIONS[1:]:
-            header += [f"requests/s at {connections}", "p99", "of the best peer"]
+            header += [f"{connections}: requests/s", "of the best peer", "p50, p99"]
         rows = [_row(results, server, workload) for server in results.servers]
         for library, label in ((SENTENCE_TRANSFORMERS, "sentence-transformers"), (FAMILY, "this platform's library")):
             rate = f"{results.ceiling(library, workload):.0f}"
-            rows.append([f"{label}, no server", "", "", rate, "", "", rate, "", "", "", ""])
+            rows.append([f"{label}, no server", "", *2 * [rate, "", ""], "", ""])
         print_table([*header, "errors", "cosine to fp32"], rows)
         print()
     cpu = max(cell.load.generator_cpu for cell in results.cells)
@@ -94,14 +94,18 @@ def print_tables(results: Results) -> None:
 
 def _row(results: Results, server: str, workload: str) -> list[str]:
     single = results.load(server, workload, 1)
-    row = [server, f"{single.p50_s * 1e3:.1f} ms", f"{single.p99_s * 1e3:.1f} ms"]
+    row = [server, _milliseconds(single)]
     errors = single.errors
     for connections in CONNECTIONS[1:]:
         load = results.load(server, workload, connections)
         ratio = load.requests_per_s / results.best_peer(workload, connections).requests_per_s
-        row += [f"{load.requests_per_s:.0f}", f"{load.p99_s * 1e3:.0f} ms", f"{ratio:.2f}x"]
+        row += [f"{load.requests_per_s:.0f}", f"{ratio:.2f}x", _milliseconds(load)]
         errors += load.errors
     return [*row, str(errors), f"{results.cosines[server]:.6f}"]
+
+
+def _milliseconds(load: Load) -> str:
+    return f"{load.p50_s * 1e3:.0f}, {load.p99_s * 1e3:.0f} ms"
 
 
 def claims(results: Results) -> list[Claim]:

@@ -1,4 +1,4 @@
-"""Ray Serve as its documentation batches a model: `serve.batch` in one replica, behind Serve's own proxy.
+"""Ray Serve as its documentation batches a model: `serve.batch` in one replica, behind HAProxy.
 
 python -m benchmarks.serving.servers.ray_serve_app PORT
 """
