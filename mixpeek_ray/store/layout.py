@@ -9,6 +9,7 @@
     archives/{sha256}.tar.gz                                        an uploaded archive, shared by equal uploads
     uploads/{upload_id}                                             an archive before its manifest: temporary
     resumable/{upload_id}/...                                       a resumable upload: see store.uploads
+    analytics/traffic/...                                           what requests came: see analytics.journal
     auth/organizations/{organization_id}.json                       Organization
     auth/keys/{key_id}.json                                         ApiKey
 
@@ -24,6 +25,7 @@ from mixpeek_ray.core.aliases import AliasRef
 NAMESPACES = "namespaces/"
 ARCHIVES = "archives/"
 UPLOADS = "uploads/"
+TRAFFIC = "analytics/traffic/"
 ORGANIZATIONS = "auth/organizations/"
 KEYS = "auth/keys/"
 
