@@ -1,0 +1,110 @@
+"""The shape that every servable model has: named arrays in, named arrays out, whatever computes between.
+
+A text is an element of an object array, and so is what has no fixed size (the entities of a text, a sparse vector):
+its JSON, as text. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from mixpeek_ray.core.records import ModelKind, TensorSignature
+from mixpeek_ray.families.base import Role, Truncate
+
+NamedArrays = Mapping[str, npt.NDArray[Any]]
+
+# The dtype of texts and of JSON, in signatures; NumPy's own is object.
+TEXT = "string"
+# What text models call their inputs and outputs.
+TEXTS, QUERIES, DOCUMENTS = "text", "query", "document"
+EMBEDDINGS, SCORES, ENTITIES, GENERATED = "embedding", "score", "entities", "generated_text"
+# Of one generated text: the longest that anybody would wait for.
+MAX_NEW_TOKENS = 1_024
+
+
+class Task(enum.StrEnum):
+    """What a servable model does, and so what its JSON looks like."""
+
+    TENSORS = "tensors"
+    EMBEDDING = "embedding"
+    SPARSE_EMBEDDING = "sparse-embedding"
+    MULTI_VECTOR_EMBEDDING = "multi-vector-embedding"
+    RERANKING = "reranking"
+    CLASSIFICATION = "classification"
+    TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105  # no password
+    GENERATION = "text2text-generation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """How inputs are to be computed; requests with equal ones are computed together."""
+
+    # For text models that read a limited number of tokens.
+    truncate: Truncate = Truncate.END
+    # For embedding models.
+    role: Role = Role.DOCUMENT
+    # For dense embedding models; None: the model's own.
+    instruction: str | None = None
+    dimensions: int | None = None
+    # For generation; None: the model's own.
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServableRef:
+    """A deployed model that a caller may use."""
+
+    namespace_id: str
+    model_id: str
+    version: str
+    kind: ModelKind
+    # The archive's hash: differs whenever what is behind the name does.
+    content: str
+    # What its uploader says that it is for.
+    task_type: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What callers know it by."""
+        return f"{self.namespace_id}/{self.model_id}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServableSpec:
+    """What a model takes and returns."""
+
+    task: Task
+    inputs: tuple[TensorSignature, ...]
+    outputs: tuple[TensorSignature, ...]
+    # Of a classifier, in the order of its scores.
+    labels: tuple[str, ...] = ()
+
+    @property
+    def takes_texts(self) -> bool:
+        """Tell whether its inputs are texts, each computed for itself whatever else is in a batch."""
+        return self.task is not Task.TENSORS
+
+    @property
+    def has_rows(self) -> bool:
+        """Tell whether rows of several requests may be computed as one: the first axis of all varies, by one name."""
+        first = {signature.shape[0] if signature.shape else None for signature in (*self.inputs, *self.outputs)}
+        return len(first) == 1 and isinstance(first.pop(), str)
+
+
+class Servable(Protocol):
+    """A model that computes; its methods are called from one thread at a time."""
+
+    @property
+    def spec(self) -> ServableSpec:
+        """What it takes and returns."""
+
+    def compute(self, inputs: NamedArrays, parameters: Parameters) -> NamedArrays:
+        """Return the outputs for inputs that fit the signatures; where the model has rows, a row for each.
+
+        Raises ``ValidationError`` for values that the model does not take.
+        """
