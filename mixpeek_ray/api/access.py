@@ -11,10 +11,14 @@ from mixpeek_ray.core.records import Principal, Role, Tier
 
 _OPEN_TREES = (
     "/v1/health",
+    "/v2/health",
     "/v1/feature-extractors",
     "/v1/collections/features/extractors",
     "/v1/retrievers/stages",
 )
+# Custom models by the Open Inference Protocol, which takes tensors as they are, and all endpoints of custom models.
+_BINARY_ENDPOINTS = "/v2/models/"
+_ENDPOINTS = ("/models/", _BINARY_ENDPOINTS)
 _INFERENCE_PATHS = frozenset(
     {
         "/v1/embeddings",
@@ -50,11 +54,15 @@ class Access:
 def access_for(method: str, path: str) -> Access:
     """Return what ``method`` on the decoded ``path`` asks for; whatever is not listed as open needs a key."""
     role = Role.READ if method in _READING_METHODS else Role.WRITE
-    if not path.startswith(("/v1/", "/v2/")) or _is_open(path):
+    if not path.startswith(("/v1/", "/v2/", "/models/")) or _is_open(path):
         return Access(needs_key=False, role=role)
     if path in _INFERENCE_PATHS:
         # Nothing is changed by it, so a key that may read may compute.
         return Access(needs_key=True, role=Role.READ, max_body_bytes=limits.MAX_INFERENCE_BODY_BYTES)
+    if path.startswith(_ENDPOINTS):
+        is_binary = path.startswith(_BINARY_ENDPOINTS)
+        most = limits.MAX_TENSOR_BODY_BYTES if is_binary else limits.MAX_INFERENCE_BODY_BYTES
+        return Access(needs_key=True, role=Role.READ, needs_enterprise=True, max_body_bytes=most)
     match path.split("/")[2:]:
         case ["namespaces", _, "models", *rest]:
             is_part = _is_part(method, rest)

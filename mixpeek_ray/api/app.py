@@ -10,12 +10,14 @@ from mixpeek_ray.api.assembly import behind_middleware, build_framework_app
 from mixpeek_ray.api.inference_app import build_inference_routers
 from mixpeek_ray.api.inference_ports import TextInference
 from mixpeek_ray.api.ports import Platform
+from mixpeek_ray.api.predict_app import ServedElsewhere, build_predict_routers
 from mixpeek_ray.api.routes.aliases import build_aliases_router
 from mixpeek_ray.api.routes.discovery import build_discovery_router, build_open_discovery_router
 from mixpeek_ray.api.routes.health import build_health_router
 from mixpeek_ray.api.routes.inference import build_inference_router
 from mixpeek_ray.api.routes.models import build_models_router
 from mixpeek_ray.api.routes.namespaces import build_namespaces_router
+from mixpeek_ray.api.routes.oip import build_oip_server_router
 from mixpeek_ray.api.routes.org_models import build_org_models_router
 from mixpeek_ray.api.routes.rerank import build_rerank_router
 from mixpeek_ray.api.routes.uploads import build_upload_routers
@@ -53,6 +55,9 @@ def create_app(
         # The families' own applications serve these; here they are described, and `/v2/rerank` answered.
         *build_inference_routers(inference),
         build_rerank_router(inference, version="v2"),
+        # As the families', these have an application of their own.
+        *build_predict_routers(ServedElsewhere()),
+        build_oip_server_router(),
     ]
     app = build_framework_app(routers, is_documented=True)
     return behind_middleware(app, platform, settings, max_upload_bytes=max_upload_bytes)

@@ -40,7 +40,7 @@ async def read_body(request: Request, kind: type[BodyT]) -> BodyT:
     are not allowed, and ``BodyTooLargeError``.
     """
     raw = await request.body()
-    values = _count_values(raw)
+    values = count_values(raw)
     if values > limits.MAX_INFERENCE_VALUES:
         raise BodyTooLargeError(
             f"The body holds more than {limits.MAX_INFERENCE_VALUES} values: send the inputs in several requests.",
@@ -71,7 +71,7 @@ def documented(kind: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _count_values(raw: bytes) -> int:
+def count_values(raw: bytes) -> int:
     """Return at least how many values ``raw`` holds, before any of them takes memory.
 
     A comma comes between two values, a bracket before what a list or an object holds. Those in texts count too: prose

@@ -1,0 +1,32 @@
+"""``POST /models/{namespace}/{model}``: the endpoint of a deployed custom model."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from mixpeek_ray.api.dependencies import CurrentPrincipal, ModelId, NamespaceId
+from mixpeek_ray.api.disconnect import WhileConnected
+from mixpeek_ray.api.inference_request import INFERENCE_ERRORS, blaming, documented, read_body
+from mixpeek_ray.api.predict_body import PredictRequest, PredictResponse, asked_of
+from mixpeek_ray.api.predict_ports import ModelServing
+from mixpeek_ray.api.predict_presenters import present_prediction
+
+
+def build_predict_router(serving: ModelServing) -> APIRouter:
+    """Return ``/models/{namespace_id}/{model_id}``."""
+    router = APIRouter(prefix="/models", tags=["Custom models"], responses=INFERENCE_ERRORS)
+
+    @router.post("/{namespace_id}/{model_id}", response_model=PredictResponse, openapi_extra=documented(PredictRequest))
+    async def predict(
+        request: Request, principal: CurrentPrincipal, namespace_id: NamespaceId, model_id: ModelId
+    ) -> Response:
+        """Ask a deployed model: its inputs in, its outputs back, in the terms of what it does."""
+        body = await read_body(request, PredictRequest)
+        async with WhileConnected(request.receive), serving.use(principal, namespace_id, model_id) as model:
+            asked = asked_of(model.ref, model.spec, body)
+            with blaming("inputs"):
+                outputs = await model.compute(asked.inputs, asked.parameters)
+        return present_prediction(model, asked, outputs)
+
+    return router

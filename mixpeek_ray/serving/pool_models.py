@@ -1,0 +1,124 @@
+"""Where the pool's models come from: the namespaces, by way of the registry."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mixpeek_ray.core.errors import MixpeekError, ModelNotDeployedError, NotFoundError, RegistryUnavailableError
+from mixpeek_ray.core.records import DeploymentStatus, ModelState, Principal
+from mixpeek_ray.registry.calls import call
+from mixpeek_ray.registry.state import ModelKey
+from mixpeek_ray.servables.base import Servable, ServableRef
+from mixpeek_ray.servables.build import check_servable
+
+# How long the registry's word on a model is believed: what is undeployed or replaced stops answering this soon.
+_TRUST_S = 2.0
+# What a replica remembers of models; the oldest go first.
+_MAX_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    organization_id: str
+    key: ModelKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    ref: ServableRef
+    given_at: float
+
+
+class PoolModels:
+    """Finds models on the replica's event loop, loads them on threads."""
+
+    def __init__(self, registry: Any, *, timeout_s: float) -> None:
+        self._registry = registry
+        self._timeout_s = timeout_s
+        # By organisation and model: what one may use, another may not even know of.
+        self._answers: dict[_Asked, _Answer] = {}
+
+    async def find(self, principal: Principal, namespace_id: str, model_id: str) -> ServableRef:
+        """Return a deployed model that ``principal`` may use.
+
+        Raises ``NamespaceNotFoundError``, ``ModelNotFoundError``, ``ModelNotDeployedError``, ``NotServableError``,
+        ``RegistryUnavailableError``.
+        """
+        key = ModelKey(namespace_id=namespace_id, model_id=model_id)
+        asked = _Asked(organization_id=principal.organization.organization_id, key=key)
+        known = self._answers.get(asked)
+        if known is not None and time.monotonic() - known.given_at < _TRUST_S:
+            return known.ref
+        try:
+            ref = await self._ask(asked)
+        except RegistryUnavailableError:
+            if known is None:
+                raise
+            # What served a moment ago goes on: without the registry nobody can have undeployed it.
+            return known.ref
+        except MixpeekError:
+            self._answers.pop(asked, None)
+            raise
+        self._remember(asked, ref)
+        return ref
+
+    def load(self, ref: ServableRef) -> Servable:
+        """Return the model over views of the node's copy of its weights; blocks while they are on their way.
+
+        Raises what ``load_namespace_model`` and ``build_servable`` raise.
+        """
+        from mixpeek_ray.loading.loader import load_namespace_model
+        from mixpeek_ray.servables.build import build_servable
+
+        return build_servable(load_namespace_model(ref.model_id, namespace_id=ref.namespace_id), ref)
+
+    async def gone(self, refs: Iterable[ServableRef]) -> list[ServableRef]:
+        """Return which of ``refs`` are deployed no more. Raises ``RegistryUnavailableError``."""
+        wanted = {ref.name: ref for ref in refs}
+        owners = {answer.ref.name: asked for asked, answer in self._answers.items() if answer.ref.name in wanted}
+        gone = []
+        for name, ref in wanted.items():
+            try:
+                # Whoever had it opened has been remembered, unless ten thousand others came since.
+                found = await self._ask(owners[name]) if name in owners else None
+            except (NotFoundError, ModelNotDeployedError):
+                found = None
+            if found != ref:
+                gone.append(ref)
+        return gone
+
+    async def _ask(self, asked: _Asked) -> ServableRef:
+        state: ModelState = await call(
+            self._registry.get_model.remote(asked.organization_id, asked.key), self._timeout_s
+        )
+        return _usable(state)
+
+    def _remember(self, asked: _Asked, ref: ServableRef) -> None:
+        self._answers.pop(asked, None)
+        self._answers[asked] = _Answer(ref=ref, given_at=time.monotonic())
+        if len(self._answers) > _MAX_REMEMBERED:
+            del self._answers[next(iter(self._answers))]
+
+
+def _usable(state: ModelState) -> ServableRef:
+    manifest = state.manifest
+    contents = state.contents or manifest.contents
+    if state.status is not DeploymentStatus.DEPLOYED or contents is None:
+        raise ModelNotDeployedError(
+            f"Model {manifest.model_id!a} is {state.status}: deploy it with POST "
+            f"/v1/namespaces/{manifest.namespace_id}/models/{manifest.model_id}/deploy, and wait until it is deployed.",
+            model_id=manifest.model_id,
+        )
+    ref = ServableRef(
+        namespace_id=manifest.namespace_id,
+        model_id=manifest.model_id,
+        version=manifest.version,
+        kind=contents.kind,
+        content=manifest.archive_sha256,
+        task_type=manifest.task_type,
+    )
+    check_servable(ref.kind, ref.name)
+    return ref
