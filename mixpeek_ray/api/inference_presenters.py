@@ -13,6 +13,7 @@ from starlette.responses import Response
 from mixpeek_ray.api.inference_body import RerankParameters
 from mixpeek_ray.api.inference_ports import Computed
 from mixpeek_ray.api.inference_schemas import EncodingFormat, RerankBody
+from mixpeek_ray.api.sticky import MODEL_HEADER
 from mixpeek_ray.core.ids import new_id
 from mixpeek_ray.families.base import FloatArray, SparseVector
 
@@ -30,7 +31,8 @@ def present_embeddings(computed: Computed[Any], kind: Representation, encoding: 
         for index, result in enumerate(computed.results)
     ]
     usage = {"prompt_tokens": computed.tokens, "total_tokens": computed.tokens}
-    return json_answer({"object": "list", "data": data, "model": computed.model, "usage": usage})
+    content = {"object": "list", "data": data, "model": computed.model, "usage": usage}
+    return _answer_of(computed, content)
 
 
 def present_hybrid_embeddings(computed: Mapping[Representation, Computed[Any]], encoding: EncodingFormat) -> Response:
@@ -50,14 +52,15 @@ def present_hybrid_embeddings(computed: Mapping[Representation, Computed[Any]], 
 def present_ranking(computed: Computed[float], body: RerankBody, *, api_version: str) -> Response:
     """Return the best documents first, equal ones in the order they were sent, in Cohere's and Jina's shape."""
     searches = math.ceil(len(body.documents) / _DOCUMENTS_A_SEARCH)
-    return json_answer(
+    return _answer_of(
+        computed,
         {
             "id": new_id("rerank"),
             "model": computed.model,
             "results": ranked(computed.results, body.documents, body),
             "meta": {"api_version": {"version": api_version}, "billed_units": {"search_units": searches}},
             "usage": {"total_tokens": computed.tokens},
-        }
+        },
     )
 
 
@@ -71,6 +74,17 @@ def ranked(scores: Sequence[float], documents: Sequence[str], wanted: RerankPara
             result["document"] = {"text": documents[index]}
         results.append(result)
     return results
+
+
+def _answer_of(computed: Computed[Any], content: Mapping[str, object]) -> Response:
+    answer = json_answer(content)
+    answer.headers[MODEL_HEADER] = answering_model(computed.model)
+    return answer
+
+
+def answering_model(name: str) -> str:
+    """Return what ``X-Mixpeek-Model`` calls a model: the id alone of a custom one."""
+    return name.rpartition("/")[2]
 
 
 def json_answer(content: Mapping[str, object]) -> Response:

@@ -26,7 +26,12 @@ _Input = (
 )
 
 
-ModelName = Annotated[str, Field(description="A built-in model's name or alias, or `{namespace}/{model_id}`.")]
+ModelName = Annotated[
+    str,
+    Field(
+        description="A built-in model's name or alias, or `{namespace}/{model_id}`, or `{namespace}/{name}@{alias}`."
+    ),
+]
 EncodingFormat = Annotated[
     Literal["float", "base64"],
     Field(description="`base64`: the numbers as little-endian float32, one vector after the other."),

@@ -14,6 +14,7 @@ from mixpeek_ray.catalog.cards import ModelCard
 from mixpeek_ray.catalog.catalog import Catalog
 from mixpeek_ray.catalog.extractors import BUILTIN_VERSION, TEXT_EXTRACTOR, FeatureUri, feature_outputs
 from mixpeek_ray.core import ids
+from mixpeek_ray.core.aliases import parse_reference
 from mixpeek_ray.core.errors import ModelNotFoundError, ValidationError
 
 
@@ -42,6 +43,7 @@ class CustomTarget:
     """What may be a custom model: whether there is one, the registry knows."""
 
     namespace_id: str
+    # Or ``{name}@{alias}``.
     model_id: str
     # What the model's output was called, where a feature URI named it.
     output: str | None = field(default=None, compare=False)
@@ -145,6 +147,10 @@ class Targets:
 def _custom(name: str, namespace_id: str | None) -> CustomTarget:
     named, slash, model_id = name.rpartition("/")
     owner = named if slash else namespace_id
-    if owner is None or not is_plausible_id(owner) or not is_plausible_id(model_id):
+    if owner is None or not is_plausible_id(owner) or not _is_plausible(owner, model_id):
         raise ModelNotFoundError(MODEL_NOT_FOUND)
     return CustomTarget(namespace_id=owner, model_id=model_id)
+
+
+def _is_plausible(owner: str, model_id: str) -> bool:
+    return is_plausible_id(model_id) or parse_reference(owner, model_id) is not None

@@ -26,7 +26,7 @@ class Computed(Generic[ResultT]):
 class TextRequest:
     """Texts for one embedding model."""
 
-    # A built-in model's name or alias, or ``{namespace}/{model_id}``.
+    # A built-in model's name or alias, ``{namespace}/{model_id}``, or ``{namespace}/{name}@{alias}``.
     model: str
     inputs: Sequence[TextInput]
     role: Role = Role.DOCUMENT
@@ -35,6 +35,8 @@ class TextRequest:
     instruction: str | None = None
     # For dense models that were trained for shorter vectors; None: the model's own.
     dimensions: int | None = None
+    # What makes a caller meet the same version behind an alias again; None: any of them, by weight.
+    sticky: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,3 +48,5 @@ class RerankRequest:
     query: str
     documents: Sequence[str]
     truncate: Truncate = Truncate.END
+    # As in ``TextRequest``.
+    sticky: str | None = None

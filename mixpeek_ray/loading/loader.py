@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import ReferenceType, ref
 
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, OwnerDiedError, RayActorError
 
+from mixpeek_ray.core.aliases import AliasRef, WeightedTarget, choose, parse_reference, random_point
 from mixpeek_ray.core.errors import (
     NamespaceNotFoundError,
     RegistryUnavailableError,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from mixpeek_ray.formats.packed import WeightIndex
 
 _log = get_logger(__name__)
+
+ResultT = TypeVar("ResultT")
 
 # How long an answer of the registry is believed: within it, a second load in a process asks nobody.
 _TRUST_S = 2.0
@@ -129,15 +133,18 @@ def load_namespace_model(
     returns views of its own. With ``device`` (such as ``"cuda"``) tensors are copied there instead; ONNX models run
     where the setting ``MIXPEEK_ONNX_PROVIDERS`` says.
 
+    ``model_id`` may be an alias, ``my-model@production``: each call then means one of its versions, at random by their
+    weights; ``my-model@latest`` is the highest version that is deployed.
+
     ``namespace_id`` defaults to the setting ``MIXPEEK_NAMESPACE``. Blocks while the weights are on their way, at most
     ``MIXPEEK_LOAD_TIMEOUT_S``, through restarts of the registry and the loss of nodes.
 
-    Raises ``ModelNotFoundError`` (nothing by that id in the namespace), ``ModelNotDeployedError`` (uploaded only, or
-    its deploy failed), ``NamespaceNotFoundError`` (none given or configured, or none by that id),
-    ``RegistryUnavailableError`` (no platform on this cluster, or it does not come back in time), ``ValidationError``
-    (a device for a model that takes none).
+    Raises ``ModelNotFoundError`` (nothing by that id in the namespace), ``AliasNotFoundError`` (no such alias),
+    ``ModelNotDeployedError`` (uploaded only, or its deploy failed), ``NamespaceNotFoundError`` (none given or
+    configured, or none by that id), ``RegistryUnavailableError`` (no platform on this cluster, or it does not come
+    back in time), ``ValidationError`` (a device for a model that takes none).
     """
-    return open_model(find(NamespaceModel(key=_key(model_id, namespace_id))), device)
+    return open_model(find(NamespaceModel(key=_version(_key(model_id, namespace_id)))), device)
 
 
 def _key(model_id: str, namespace_id: str | None) -> ModelKey:
@@ -150,6 +157,21 @@ def _key(model_id: str, namespace_id: str | None) -> ModelKey:
     return ModelKey(namespace_id=namespace, model_id=model_id)
 
 
+def _version(key: ModelKey) -> ModelKey:
+    """Return the version that ``key`` means: itself, or one of those that its alias points to."""
+    alias = parse_reference(key.namespace_id, key.model_id)
+    if alias is None:
+        return key
+    targets = _patiently(key.model_id, lambda _: _targets(alias))
+    return ModelKey(namespace_id=key.namespace_id, model_id=choose(targets, random_point()))
+
+
+def _targets(alias: AliasRef) -> Sequence[WeightedTarget]:
+    answer = _registry().resolve_alias.remote(alias)
+    targets: Sequence[WeightedTarget] = call_blocking(answer, _settings.registry_timeout_s)
+    return targets
+
+
 def find(subject: Subject) -> DeployedModel:
     """Return the model as the object store holds it; blocks and raises as ``load_namespace_model`` says."""
     resident = _residents.get(subject)
@@ -157,20 +179,25 @@ def find(subject: Subject) -> DeployedModel:
         model = resident.model()
         if model is not None:
             return model
+    return _patiently(subject.name, lambda deadline: _fetch(subject, deadline))
+
+
+def _patiently(name: str, attempt: Callable[[float], ResultT]) -> ResultT:
+    """Return what ``attempt`` returns, given a deadline, trying again while the registry or a node comes back."""
     deadline = time.monotonic() + _settings.load_timeout_s
     while True:
         try:
-            return _fetch(subject, deadline)
+            return attempt(deadline)
         except _NoRegistryError:
             raise
         except (RayActorError, OwnerDiedError, ObjectLostError, GetTimeoutError, RegistryUnavailableError) as error:
             _handle.clear()
             if time.monotonic() >= deadline:
                 raise RegistryUnavailableError(
-                    f"Model {subject.name!a} could not be loaded in time: the registry, or the node that holds the "
+                    f"Model {name!a} could not be loaded in time: the registry, or the node that holds the "
                     "weights, does not come back. `mixpeek-ray status` shows what runs."
                 ) from error
-            _log.info("load is tried again", extra={"model_id": subject.name})
+            _log.info("load is tried again", extra={"model_id": name})
             time.sleep(_RETRY_PAUSE_S)
 
 

@@ -8,7 +8,9 @@ from typing import Any, Self
 
 from starlette.types import ASGIApp
 
+from mixpeek_ray.api.alias_resolver import AliasResolver
 from mixpeek_ray.api.inference_app import create_inference_app
+from mixpeek_ray.api.inference_ports import TextInference
 from mixpeek_ray.batching.engine import TextEngine
 from mixpeek_ray.batching.pool import ModelPool
 from mixpeek_ray.catalog.cards import ModelCard
@@ -16,9 +18,11 @@ from mixpeek_ray.catalog.catalog import get_catalog
 from mixpeek_ray.core.errors import MixpeekError, RegistryUnavailableError
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.settings import Settings
+from mixpeek_ray.registry.aliases_client import AliasesClient
 from mixpeek_ray.registry.bootstrap import ensure_registry
 from mixpeek_ray.registry.calls import call
 from mixpeek_ray.registry.key_checker import KeyChecker
+from mixpeek_ray.serving.aliased_inference import AliasedInference
 from mixpeek_ray.serving.text_models import ReplicaModels, builtin_names, builtin_ref
 
 _log = get_logger(__name__)
@@ -36,7 +40,8 @@ class TextReplica:
         self._keys = keys
         models = ReplicaModels(registry, get_catalog(), timeout_s=settings.registry_timeout_s)
         self._pool = ModelPool(models, max_wait_s=settings.max_queue_s, idle_s=settings.model_idle_s)
-        self.engine = TextEngine(self._pool)
+        aliases = AliasesClient(registry, timeout_s=settings.registry_timeout_s)
+        self.engine: TextInference = AliasedInference(TextEngine(self._pool), AliasResolver(aliases.targets))
         self._keeping = asyncio.create_task(self._keep_weights())
 
     @classmethod

@@ -26,6 +26,7 @@ from mixpeek_ray.api.inference_schemas import (
     MultiVectorEmbeddingsRequest,
     SparseEmbeddingsRequest,
 )
+from mixpeek_ray.api.sticky import sticking
 from mixpeek_ray.core.errors import MixpeekError, ValidationError
 from mixpeek_ray.core.records import Principal
 
@@ -40,7 +41,7 @@ def build_embeddings_router(inference: TextInference) -> APIRouter:
         body = await read_body(request, EmbeddingsRequest)
         async with WhileConnected(request.receive):
             with blaming("input"):
-                computed = await inference.embed(principal, body.asked())
+                computed = await inference.embed(principal, sticking(body.asked(), request))
         return present_embeddings(computed, "dense", body.encoding_format)
 
     @router.post("/sparse", response_model=SparseEmbeddingsResponse, openapi_extra=documented(SparseEmbeddingsRequest))
@@ -49,7 +50,7 @@ def build_embeddings_router(inference: TextInference) -> APIRouter:
         body = await read_body(request, SparseEmbeddingsRequest)
         async with WhileConnected(request.receive):
             with blaming("input"):
-                computed = await inference.embed_sparse(principal, body.asked())
+                computed = await inference.embed_sparse(principal, sticking(body.asked(), request))
         return present_embeddings(computed, "sparse", body.encoding_format)
 
     @router.post(
@@ -62,7 +63,7 @@ def build_embeddings_router(inference: TextInference) -> APIRouter:
         body = await read_body(request, MultiVectorEmbeddingsRequest)
         async with WhileConnected(request.receive):
             with blaming("input"):
-                computed = await inference.embed_multi_vector(principal, body.asked())
+                computed = await inference.embed_multi_vector(principal, sticking(body.asked(), request))
         return present_embeddings(computed, "multi_vector", body.encoding_format)
 
     @router.post("/hybrid", response_model=HybridEmbeddingsResponse, openapi_extra=documented(HybridEmbeddingsRequest))
@@ -70,14 +71,14 @@ def build_embeddings_router(inference: TextInference) -> APIRouter:
         """Embed the same texts as dense, sparse and multi-vector at once: what hybrid search needs."""
         body = await read_body(request, HybridEmbeddingsRequest)
         async with WhileConnected(request.receive):
-            computed = await _together(inference, principal, body)
+            computed = await _together(inference, principal, body, request)
         return present_hybrid_embeddings(computed, body.encoding_format)
 
     return router
 
 
 async def _together(
-    inference: TextInference, principal: Principal, body: HybridEmbeddingsRequest
+    inference: TextInference, principal: Principal, body: HybridEmbeddingsRequest, request: Request
 ) -> dict[Representation, Computed[Any]]:
     """Return each representation that ``body`` names a model for; the first failure ends the others."""
     models = body.models
@@ -85,11 +86,13 @@ async def _together(
         _refuse_dense_options(body)
     asked: dict[Representation, Coroutine[Any, Any, Computed[Any]]] = {}
     if models.dense is not None:
-        asked["dense"] = inference.embed(principal, body.asked_of_dense(models.dense))
+        asked["dense"] = inference.embed(principal, sticking(body.asked_of_dense(models.dense), request))
     if models.sparse is not None:
-        asked["sparse"] = inference.embed_sparse(principal, body.asked(models.sparse))
+        asked["sparse"] = inference.embed_sparse(principal, sticking(body.asked(models.sparse), request))
     if models.multi_vector is not None:
-        asked["multi_vector"] = inference.embed_multi_vector(principal, body.asked(models.multi_vector))
+        asked["multi_vector"] = inference.embed_multi_vector(
+            principal, sticking(body.asked(models.multi_vector), request)
+        )
     try:
         async with asyncio.TaskGroup() as group:
             tasks = {kind: group.create_task(_one_of_several(kind, computing)) for kind, computing in asked.items()}

@@ -12,6 +12,7 @@ from mixpeek_ray.api.inference_presenters import present_ranking
 from mixpeek_ray.api.inference_request import INFERENCE_ERRORS, blaming, documented, read_body
 from mixpeek_ray.api.inference_responses import RerankResponse
 from mixpeek_ray.api.inference_schemas import RerankBody
+from mixpeek_ray.api.sticky import sticking
 
 
 def build_rerank_router(inference: TextInference, *, version: str = "v1") -> APIRouter:
@@ -24,7 +25,7 @@ def build_rerank_router(inference: TextInference, *, version: str = "v1") -> API
         body = await read_body(request, RerankBody)
         async with WhileConnected(request.receive):
             with blaming("documents"):
-                computed = await inference.rerank(principal, body.asked())
+                computed = await inference.rerank(principal, sticking(body.asked(), request))
         return present_ranking(computed, body, api_version=version.removeprefix("v"))
 
     return router

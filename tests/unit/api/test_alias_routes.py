@@ -252,6 +252,48 @@ async def test_lists_tell_the_latest_version_and_may_be_of_one_name(api):
     assert nothing["total"] == 0
 
 
+async def test_raw_inference_by_an_alias(api):
+    body = {"inputs": {"text": "hello"}}
+    async with api.client() as client:
+        await _put(client, {V1: 1, V2: 0})
+        for name in ("ns_acme/m@production", "custom:ns_acme/m@production"):
+            answer = await client.post("/v1/inference", json={**body, "inference_name": name})
+            assert (answer.status_code, answer.headers["X-Mixpeek-Model"]) == (200, V1), answer.text
+            assert answer.json()["model"] == f"ns_acme/{V1}"
+        bare = {**body, "provider": "custom", "model": "m@latest"}
+        assert (await client.post("/v1/inference", json=bare, headers={"X-Namespace": "ns_acme"})).status_code == 200
+        assert api.inference.requests[-1].model == f"ns_acme/{V2}"
+        unknown = await client.post("/v1/inference", json={**body, "inference_name": "ns_acme/m@nothing"})
+        assert _code(unknown) == (404, "alias_not_found")
+    async with api.client("sk_pro") as client:
+        refused = await client.post("/v1/inference", json={**body, "inference_name": "ns_acme/m@production"})
+        assert _code(refused) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/embeddings/sparse", "/v1/embeddings/multi-vector"])
+async def test_embeddings_hand_the_sticky_text_on_and_name_the_model(api, path):
+    async with api.client() as client:
+        for headers, expected in (({}, None), ({"X-Mixpeek-Sticky": "user-1"}, "user-1")):
+            answer = await client.post(path, json={"model": "ns_acme/m_1_9_0", "input": "a"}, headers=headers)
+            assert (answer.status_code, answer.headers["X-Mixpeek-Model"]) == (200, V1)
+            assert api.inference.requests[-1].sticky == expected
+        too_long = {"X-Mixpeek-Sticky": "x" * 257}
+        answer = await client.post(path, json={"model": "m", "input": "a"}, headers=too_long)
+        assert _code(answer) == (422, "validation_error")
+
+
+async def test_reranking_and_hybrid_embeddings_hand_the_sticky_text_on(api):
+    sticky = {"X-Mixpeek-Sticky": "user-1"}
+    async with api.client() as client:
+        body = {"model": "ns_acme/m_1_9_0", "query": "a", "documents": ["b"]}
+        for path in ("/v1/rerank", "/v2/rerank"):
+            assert (await client.post(path, json=body, headers=sticky)).headers["X-Mixpeek-Model"] == V1
+        models = dict.fromkeys(("dense", "sparse", "multi_vector"), "ns_acme/m@production")
+        body = {"input": "a", "models": models}
+        assert (await client.post("/v1/embeddings/hybrid", json=body, headers=sticky)).status_code == 200
+    assert [request.sticky for request in api.inference.requests] == ["user-1"] * 5
+
+
 # What every process does that chooses versions
 
 

@@ -1,0 +1,81 @@
+"""Text inference with models that are named by an alias."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from mixpeek_ray.api.access import is_plausible_id
+from mixpeek_ray.api.alias_resolver import AliasResolver
+from mixpeek_ray.api.custom_models import MODEL_NOT_FOUND, may_have_custom_models
+from mixpeek_ray.api.inference_ports import Computed, RerankRequest, TextInference, TextRequest
+from mixpeek_ray.core.aliases import AliasRef, parse_reference
+from mixpeek_ray.core.errors import (
+    AliasNotFoundError,
+    ModelNotDeployedError,
+    ModelNotFoundError,
+    NamespaceNotFoundError,
+)
+from mixpeek_ray.core.records import Principal
+from mixpeek_ray.families.base import FloatArray, SparseVector
+
+RequestT = TypeVar("RequestT", TextRequest, RerankRequest)
+ResultT = TypeVar("ResultT")
+
+
+class AliasedInference:
+    """Implements ``api.inference_ports.TextInference``: chooses a version, and lets another one compute with it."""
+
+    def __init__(self, inner: TextInference, versions: AliasResolver) -> None:
+        self._inner = inner
+        self._versions = versions
+
+    async def embed(self, principal: Principal, request: TextRequest) -> Computed[FloatArray]:
+        """Return one float32 vector [dimensions] an input."""
+        return await self._run(self._inner.embed, principal, request)
+
+    async def embed_sparse(self, principal: Principal, request: TextRequest) -> Computed[SparseVector]:
+        """Return one sparse vector an input."""
+        return await self._run(self._inner.embed_sparse, principal, request)
+
+    async def embed_multi_vector(self, principal: Principal, request: TextRequest) -> Computed[FloatArray]:
+        """Return one float32 matrix [tokens, dimensions] an input."""
+        return await self._run(self._inner.embed_multi_vector, principal, request)
+
+    async def rerank(self, principal: Principal, request: RerankRequest) -> Computed[float]:
+        """Return one score a document, in the documents' order."""
+        return await self._run(self._inner.rerank, principal, request)
+
+    async def _run(
+        self,
+        compute: Callable[[Principal, RequestT], Awaitable[Computed[ResultT]]],
+        principal: Principal,
+        request: RequestT,
+    ) -> Computed[ResultT]:
+        ref = _alias(request.model)
+        if ref is None:
+            return await compute(principal, request)
+        chosen = await self._choose(principal, ref, request.sticky)
+        try:
+            return await compute(principal, replace(request, model=chosen))
+        except (ModelNotDeployedError, ModelNotFoundError):
+            # It may have been taken away since the alias moved on, which this process has not heard yet.
+            current = await self._choose(principal, ref, request.sticky, afresh=True)
+            if current == chosen:
+                raise
+            return await compute(principal, replace(request, model=current))
+
+    async def _choose(self, principal: Principal, ref: AliasRef, sticky: str | None, *, afresh: bool = False) -> str:
+        if not may_have_custom_models(principal):
+            raise ModelNotFoundError(MODEL_NOT_FOUND, field="model")
+        try:
+            model_id = await self._versions.choose(principal, ref, sticky, afresh=afresh)
+        except (AliasNotFoundError, NamespaceNotFoundError):
+            raise ModelNotFoundError(MODEL_NOT_FOUND, field="model") from None
+        return f"{ref.namespace_id}/{model_id}"
+
+
+def _alias(name: str) -> AliasRef | None:
+    namespace_id, slash, reference = name.partition("/")
+    return parse_reference(namespace_id, reference) if slash and is_plausible_id(namespace_id) else None
