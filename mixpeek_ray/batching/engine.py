@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from mixpeek_ray.batching.observer import Observer, Unobserved, observed
 from mixpeek_ray.batching.pool import ModelPool, ReadyModel
 from mixpeek_ray.batching.requests import Computed, RerankRequest, TextRequest
 from mixpeek_ray.catalog.cards import Family
@@ -43,55 +44,80 @@ _KINDS = {
 class TextEngine:
     """Computes with the models of a pool; what ``api.inference_ports.TextInference`` asks for."""
 
-    def __init__(self, pool: ModelPool) -> None:
+    def __init__(self, pool: ModelPool, observer: Observer | None = None) -> None:
         self._pool = pool
+        self._observer = observer or Unobserved()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenize")
 
     async def embed(self, principal: Principal, request: TextRequest) -> Computed[FloatArray]:
         """Return one float32 vector [dimensions] an input."""
-        async with self._pool.use(principal, request.model) as model:
-            family = _as(DenseFamily, model)
-            _check_inputs(model, request.inputs)
-            prepare = partial(
-                family.pre,
-                request.inputs,
-                role=request.role,
-                truncate=request.truncate,
-                instruction=request.instruction,
-                dimensions=request.dimensions,
-            )
-            return await self._computed(model, await self._prepared(prepare, request.inputs))
+        return await self._answer(principal, request.model, len(request.inputs), partial(self._embed, request))
 
     async def embed_sparse(self, principal: Principal, request: TextRequest) -> Computed[SparseVector]:
         """Return one sparse vector an input."""
-        async with self._pool.use(principal, request.model) as model:
-            family = _as(SparseFamily, model)
-            _check_inputs(model, request.inputs)
-            _refuse_dense_options(model, request)
-            prepare = partial(family.pre, request.inputs, truncate=request.truncate)
-            return await self._computed(model, await self._prepared(prepare, request.inputs))
+        return await self._answer(principal, request.model, len(request.inputs), partial(self._embed_sparse, request))
 
     async def embed_multi_vector(self, principal: Principal, request: TextRequest) -> Computed[FloatArray]:
         """Return one float32 matrix [tokens, dimensions] an input."""
-        async with self._pool.use(principal, request.model) as model:
-            family = _as(LateInteractionFamily, model)
-            _check_inputs(model, request.inputs)
-            _refuse_dense_options(model, request)
-            prepare = partial(family.pre, request.inputs, role=request.role, truncate=request.truncate)
-            return await self._computed(model, await self._prepared(prepare, request.inputs))
+        compute = partial(self._embed_multi_vector, request)
+        return await self._answer(principal, request.model, len(request.inputs), compute)
 
     async def rerank(self, principal: Principal, request: RerankRequest) -> Computed[float]:
         """Return one score a document, in the documents' order."""
-        async with self._pool.use(principal, request.model) as model:
-            _check_inputs(model, request.documents)
-            _check_length(request.query, "The query", field="query")
-            texts = (request.query, *request.documents)
-            if isinstance(model.family, LateInteractionFamily):
-                items = await self._prepared(partial(_query_and_documents, model.family, request), texts)
-                return await self._compared(await self._computed(model, items))
-            family = _as(RerankFamily, model)
-            prepare = partial(family.pre, request.query, request.documents, truncate=request.truncate)
-            return await self._computed(model, await self._prepared(prepare, texts))
+        return await self._answer(principal, request.model, len(request.documents), partial(self._rerank, request))
+
+    async def _answer(
+        self,
+        principal: Principal,
+        name: str,
+        items: int,
+        compute: Callable[[ReadyModel], Awaitable[Computed[OutcomeT]]],
+    ) -> Computed[OutcomeT]:
+        with observed(self._observer, principal, items=items) as under_way:
+            ref = await self._pool.find(principal, name)
+            under_way.model = ref.name
+            async with self._pool.use(ref) as model:
+                computed = await compute(model)
+            under_way.tokens = computed.tokens
+            return computed
+
+    async def _embed(self, request: TextRequest, model: ReadyModel) -> Computed[FloatArray]:
+        family = _as(DenseFamily, model)
+        _check_inputs(model, request.inputs)
+        prepare = partial(
+            family.pre,
+            request.inputs,
+            role=request.role,
+            truncate=request.truncate,
+            instruction=request.instruction,
+            dimensions=request.dimensions,
+        )
+        return await self._computed(model, await self._prepared(prepare, request.inputs))
+
+    async def _embed_sparse(self, request: TextRequest, model: ReadyModel) -> Computed[SparseVector]:
+        family = _as(SparseFamily, model)
+        _check_inputs(model, request.inputs)
+        _refuse_dense_options(model, request)
+        prepare = partial(family.pre, request.inputs, truncate=request.truncate)
+        return await self._computed(model, await self._prepared(prepare, request.inputs))
+
+    async def _embed_multi_vector(self, request: TextRequest, model: ReadyModel) -> Computed[FloatArray]:
+        family = _as(LateInteractionFamily, model)
+        _check_inputs(model, request.inputs)
+        _refuse_dense_options(model, request)
+        prepare = partial(family.pre, request.inputs, role=request.role, truncate=request.truncate)
+        return await self._computed(model, await self._prepared(prepare, request.inputs))
+
+    async def _rerank(self, request: RerankRequest, model: ReadyModel) -> Computed[float]:
+        _check_inputs(model, request.documents)
+        _check_length(request.query, "The query", field="query")
+        texts = (request.query, *request.documents)
+        if isinstance(model.family, LateInteractionFamily):
+            items = await self._prepared(partial(_query_and_documents, model.family, request), texts)
+            return await self._compared(await self._computed(model, items))
+        family = _as(RerankFamily, model)
+        prepare = partial(family.pre, request.query, request.documents, truncate=request.truncate)
+        return await self._computed(model, await self._prepared(prepare, texts))
 
     def close(self) -> None:
         """End the threads that tokenize; the pool is its owner's to close."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mixpeek_ray.batching.observer import Observer, Unobserved
 from mixpeek_ray.batching.runner import BatchRunner
 from mixpeek_ray.catalog.cards import ModelCard
 from mixpeek_ray.core.errors import OverloadedError, ValidationError
@@ -58,6 +60,8 @@ class ReadyModel:
     family: AnyFamily
     # Takes the items of this family, returns its results.
     runner: BatchRunner[Any, Any]
+    # Its tensors: views of what the node holds once.
+    shared_bytes: int
 
 
 @dataclass(eq=False, kw_only=True)
@@ -74,22 +78,29 @@ class _Entry:
 class ModelPool:
     """Models by name, each loaded once and shared by all who use it. Use it from one event loop."""
 
-    def __init__(self, source: ModelSource, *, max_wait_s: float, idle_s: float) -> None:
+    def __init__(
+        self, source: ModelSource, *, max_wait_s: float, idle_s: float, observer: Observer | None = None
+    ) -> None:
         """``max_wait_s``: see ``BatchRunner``; ``idle_s``: how long a model that nobody uses is kept."""
         self._source = source
         self._max_wait_s = max_wait_s
         self._idle_s = idle_s
+        self._observer = observer or Unobserved()
         self._entries: dict[str, _Entry] = {}
         self._closing: set[asyncio.Future[None]] = set()
         self._threads = ThreadPoolExecutor(_LOADING_THREADS, thread_name_prefix="load")
 
+    async def find(self, principal: Principal, name: str) -> ModelRef:
+        """Return which model ``principal`` means by ``name``. Raises what the source raises."""
+        return await self._source.find(principal, name)
+
     @asynccontextmanager
-    async def use(self, principal: Principal, name: str) -> AsyncIterator[ReadyModel]:
-        """Provide the model that ``principal`` means by ``name``; it stays loaded inside the block.
+    async def use(self, ref: ModelRef) -> AsyncIterator[ReadyModel]:
+        """Provide a model that was found just now; it stays loaded inside the block.
 
         Raises what the source and ``build_family`` raise, and ``OverloadedError`` when too many wait for it to load.
         """
-        entry = self._entry(await self._source.find(principal, name))
+        entry = self._entry(ref)
         if entry.users >= _MAX_WAITING_FOR_LOAD and not entry.loading.done():
             raise OverloadedError(
                 f"Model {entry.ref.name!a} is loading and {entry.users} requests wait for it already."
@@ -139,19 +150,26 @@ class ModelPool:
         return entry
 
     async def _load(self, ref: ModelRef) -> ReadyModel:
-        card, family = await asyncio.get_running_loop().run_in_executor(self._threads, self._build, ref)
+        started_s = time.perf_counter()
+        card, family, shared_bytes = await asyncio.get_running_loop().run_in_executor(self._threads, self._build, ref)
         runner: BatchRunner[Any, Any] = BatchRunner(
-            family, max_batch_tokens=card.limits.max_batch_tokens, max_wait_s=self._max_wait_s, name=ref.name
+            family,
+            max_batch_tokens=card.limits.max_batch_tokens,
+            max_wait_s=self._max_wait_s,
+            name=ref.name,
+            observer=self._observer,
         )
-        return ReadyModel(name=ref.name, family=family, runner=runner)
+        self._observer.loaded(ref.name, seconds=time.perf_counter() - started_s, shared_bytes=shared_bytes)
+        return ReadyModel(name=ref.name, family=family, runner=runner, shared_bytes=shared_bytes)
 
-    def _build(self, ref: ModelRef) -> tuple[ModelCard, AnyFamily]:
+    def _build(self, ref: ModelRef) -> tuple[ModelCard, AnyFamily, int]:
         try:
             card, weights = self._source.load(ref)
-            return card, build_family(card, weights)
+            family = build_family(card, weights)
         except ValidationError as error:
             error.details.setdefault("field", "model")
             raise
+        return card, family, sum(tensor.nbytes for tensor in weights.state_dict.values())
 
     def _loaded(self, entry: _Entry) -> None:
         if _failed(entry.loading):
@@ -172,8 +190,10 @@ class ModelPool:
         if not entry.loading.done():
             entry.retired = True
         elif not _failed(entry.loading):
+            model = entry.loading.result()
+            self._observer.unloaded(model.name, shared_bytes=model.shared_bytes)
             # The runner's thread may be computing for a caller who has left, and is waited for.
-            closing = asyncio.get_running_loop().run_in_executor(None, entry.loading.result().runner.close)
+            closing = asyncio.get_running_loop().run_in_executor(None, model.runner.close)
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
+from mixpeek_ray.batching.observer import Batch, Observer, Unobserved
 from mixpeek_ray.batching.queue import FairQueue, Slot, Waiting
 from mixpeek_ray.core.errors import OverloadedError
 from mixpeek_ray.families.base import Item, TextFamily
@@ -36,6 +37,7 @@ class _Request(Waiting, Generic[ItemT, ResultT]):
     done: asyncio.Future[list[ResultT]]
     results: list[ResultT | None] = field(init=False)
     missing: int = field(init=False)
+    arrived_s: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,12 +53,20 @@ class BatchRunner(Generic[ItemT, ResultT]):
     """
 
     def __init__(
-        self, family: TextFamily[ItemT, ResultT], *, max_batch_tokens: int, max_wait_s: float, name: str
+        self,
+        family: TextFamily[ItemT, ResultT],
+        *,
+        max_batch_tokens: int,
+        max_wait_s: float,
+        name: str,
+        observer: Observer | None = None,
     ) -> None:
         """Start the thread. ``max_wait_s``: longest wait for other requests' work that a new one may face."""
         self._family = family
         self._max_batch_tokens = max_batch_tokens
         self._max_wait_s = max_wait_s
+        self._name = name
+        self._observer = observer or Unobserved()
         self._queue: FairQueue[_Request[ItemT, ResultT]] = FairQueue()
         self._changed = threading.Condition()
         self._tokens_per_s = 0.0
@@ -121,8 +131,23 @@ class BatchRunner(Generic[ItemT, ResultT]):
                 if self._closed:
                     return
                 batch = self._queue.take(self._batch_tokens())
+            started_s = time.perf_counter()
             outcome = self._compute(batch)
             self._loop.call_soon_threadsafe(outcome)
+            # The answers are on their way already.
+            self._observe(batch, started_s)
+
+    def _observe(self, batch: list[Slot[_Request[ItemT, ResultT]]], started_s: float) -> None:
+        arrived_s = min((slot.request.arrived_s for slot in batch if slot.position == 0), default=started_s)
+        self._observer.computed(
+            Batch(
+                model=self._name,
+                items=len(batch),
+                tokens=sum(slot.request.items[slot.position].length for slot in batch),
+                waited_s=started_s - arrived_s,
+                waiting=len(self._queue),
+            )
+        )
 
     def _batch_tokens(self) -> int:
         return min(self._max_batch_tokens, max(_FIRST_TOKENS, int(self._tokens_per_s * _BATCH_S)))

@@ -48,7 +48,7 @@ class InferenceServer:
         """Return a model of its pool, loaded."""
 
         async def found() -> ReadyModel:
-            async with self.pool.use(CALLERS["sk_reader"], name) as model:
+            async with self.pool.use(await self.pool.find(CALLERS["sk_reader"], name)) as model:
                 return model
 
         return asyncio.run_coroutine_threadsafe(found(), self.loop).result(60)

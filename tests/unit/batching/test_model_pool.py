@@ -43,7 +43,7 @@ async def pool_of(models: LocalModels, *, idle_s: float = FOREVER_S) -> AsyncIte
 
 async def used(pool: ModelPool, name: str = "dense") -> int:
     """Return which family was used, as its identity."""
-    async with pool.use(READER, name) as model:
+    async with pool.use(await pool.find(READER, name)) as model:
         return id(model.family)
 
 
@@ -107,7 +107,7 @@ async def test_a_load_that_everybody_left_is_kept_for_the_next(local_models):
 
 async def test_an_idle_model_is_let_go_and_comes_back(local_models):
     async with pool_of(local_models, idle_s=0.0) as pool:
-        async with pool.use(READER, "dense") as model:
+        async with pool.use(await pool.find(READER, "dense")) as model:
             family = weakref.ref(model.family)
             await asyncio.sleep(0)
             assert [ref.name for ref in pool.loaded()] == ["dense"]
@@ -119,7 +119,7 @@ async def test_an_idle_model_is_let_go_and_comes_back(local_models):
 
 
 async def test_a_model_in_use_is_not_idle(local_models):
-    async with pool_of(local_models, idle_s=0.0) as pool, pool.use(READER, "dense") as first:
+    async with pool_of(local_models, idle_s=0.0) as pool, pool.use(await pool.find(READER, "dense")) as first:
         # The second user leaves: were that the end of the model, its thread would never answer the first.
         assert await used(pool) == id(first.family)
         items = first.family.pre(["the fox"], role="document", truncate="end")
@@ -130,7 +130,7 @@ async def test_a_model_in_use_is_not_idle(local_models):
 
 async def test_another_content_takes_the_name_over_and_the_old_one_stays_for_its_users(local_models):
     async with pool_of(local_models) as pool:
-        async with pool.use(READER, "dense") as old:
+        async with pool.use(await pool.find(READER, "dense")) as old:
             local_models.contents["dense"] = "second"
             assert await used(pool) != id(old.family)
             items = old.family.pre(["the fox"], role="document", truncate="end")
@@ -171,6 +171,6 @@ async def test_only_its_organisation_finds_a_custom_model(local_models):
         assert await used(pool, "ns_acme/mine_1_0_0")
         for caller, name in ((READER, "ns_other/theirs_1_0_0"), (OTHER, "ns_acme/mine_1_0_0"), (READER, "ns_x/y")):
             with pytest.raises(ModelNotFoundError):
-                async with pool.use(caller, name):
+                async with pool.use(await pool.find(caller, name)):
                     pass
         assert len(local_models.loads) == 1

@@ -153,7 +153,7 @@ async def test_a_small_request_is_done_before_a_large_one_that_came_first(engine
         await engine.embed(READER, request)
         finished.append(name)
 
-    async with pool.use(READER, "dense") as model, asyncio.TaskGroup() as group:
+    async with pool.use(await pool.find(READER, "dense")) as model, asyncio.TaskGroup() as group:
         group.create_task(finish("first", dense("hold the thread")))
         await asyncio.to_thread(held.computing.wait, 30)
         group.create_task(finish("large", dense(*["the quick brown fox"] * 2_048)))
@@ -167,7 +167,7 @@ async def test_a_small_request_is_done_before_a_large_one_that_came_first(engine
 async def test_a_caller_who_leaves_takes_the_work_back(engine, pool, hold_up):
     await engine.embed(READER, dense("load it"))
     held = hold_up()
-    async with pool.use(READER, "dense") as model:
+    async with pool.use(await pool.find(READER, "dense")) as model:
         first = asyncio.ensure_future(engine.embed(READER, dense("hold the thread")))
         await asyncio.to_thread(held.computing.wait, 30)
         leaves = asyncio.ensure_future(engine.embed(READER, dense(*["the fox"] * 500)))
@@ -189,7 +189,7 @@ async def test_what_came_while_a_model_loaded_is_not_all_let_in(engine, pool, ho
     asked = [asyncio.ensure_future(engine.embed(READER, dense(*[words] * 30))) for _ in range(10)]
     await until(lambda: local_models.loads[-1].name == "dense")
     local_models.may_load.set()
-    async with pool.use(READER, "dense"):
+    async with pool.use(await pool.find(READER, "dense")):
         held.let_go.clear()
         await until(lambda: any(request.done() for request in asked))
         held.let_go.set()
