@@ -8,7 +8,7 @@ a BYTES tensor comes after its length, four bytes.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,9 @@ class OipRequest:
 
     id: str | None
     inputs: NamedArrays
+    # Empty: all of them, by a model that does not tell their names before it has computed.
     outputs: tuple[WantedOutput, ...]
+    is_binary: bool
 
 
 def parse_request(raw: bytes, header_length: str | None, spec: ServableSpec) -> OipRequest:
@@ -70,14 +72,21 @@ def parse_request(raw: bytes, header_length: str | None, spec: ServableSpec) -> 
         id=_text(body["id"], "id") if body.get("id") else None,
         inputs=_Inputs(tensors).arrays(_entries(body, "inputs")),
         outputs=_wanted(_entries(body, "outputs") if body.get("outputs") else [], spec, is_binary=is_binary),
+        is_binary=is_binary,
     )
 
 
 def write_response(model: str, version: str, request: OipRequest, outputs: NamedArrays) -> tuple[bytes, int | None]:
-    """Return the body of an answer, and the length of its JSON where bytes follow."""
+    """Return the body of an answer, and the length of its JSON where bytes follow.
+
+    Raises ``ValidationError`` for a named output that the model did not make.
+    """
     described: list[dict[str, Any]] = []
     behind: list[bytes] = []
-    for wanted in request.outputs:
+    all_of_them = tuple(WantedOutput(name=name, is_binary=request.is_binary) for name in outputs)
+    for wanted in request.outputs or all_of_them:
+        if wanted.name not in outputs:
+            raise _no_output(wanted.name, outputs)
         array = outputs[wanted.name]
         dtype = TEXT if array.dtype == object else array.dtype.name
         entry: dict[str, Any] = {"name": wanted.name, "datatype": DATATYPES[dtype], "shape": list(array.shape)}
@@ -96,7 +105,7 @@ def write_response(model: str, version: str, request: OipRequest, outputs: Named
 
 
 def describe_tensors(signatures: Sequence[TensorSignature]) -> list[dict[str, object]]:
-    """Return signatures as metadata has them: -1 for an axis whose size varies."""
+    """Return signatures as metadata has them: -1 for an axis whose size varies; nothing of unknown tensors."""
     return [
         {
             "name": signature.name,
@@ -104,6 +113,7 @@ def describe_tensors(signatures: Sequence[TensorSignature]) -> list[dict[str, ob
             "shape": [size if isinstance(size, int) else -1 for size in signature.shape],
         }
         for signature in signatures
+        if signature.dtype
     ]
 
 
@@ -227,11 +237,15 @@ def _wanted(entries: Sequence[Mapping[str, Any]], spec: ServableSpec, *, is_bina
     wanted = []
     for entry in entries:
         name, parameters = entry["name"], entry.get("parameters") or {}
-        if name not in known:
-            raise ValidationError(
-                f"{name[:80]!a} is no output of the model: it has {', '.join(map(ascii, known))}.", field="outputs"
-            )
+        if spec.is_typed and name not in known:
+            raise _no_output(name, known)
         if not isinstance(parameters, dict) or parameters.keys() - {"binary_data"}:
             raise ValidationError("The only parameter of an output is `binary_data`.", field="outputs")
         wanted.append(WantedOutput(name=name, is_binary=parameters.get("binary_data", is_binary) is True))
     return tuple(wanted)
+
+
+def _no_output(name: str, known: Iterable[str]) -> ValidationError:
+    return ValidationError(
+        f"{name[:80]!a} is no output of the model: it has {', '.join(map(ascii, known))}.", field="outputs"
+    )

@@ -13,6 +13,7 @@ from mixpeek_ray.servables.tensors import DTYPES, refused
 
 # Which kinds of JSON values each kind of dtype takes: b(ool), i(nteger), u(nsigned), f(loat).
 _TAKES = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
+_INFERRED = {"b": "bool", "i": "int64", "f": "float32"}
 _KINDS = {"b": "booleans", "i": "whole numbers", "u": "whole numbers", "f": "numbers", "O": "texts"}
 
 
@@ -26,6 +27,17 @@ def array_of(name: str, dtype: str, value: Any, shape: tuple[int, ...] | None = 
     if not array.size:
         raise refused(name, "is empty: send at least one element")
     return array if shape is None else reshaped(name, array, shape)
+
+
+def inferred_dtype(name: str, value: Any) -> str:
+    """Return what a program that does not tell its dtypes gets: float32, int64 or bool, as torch would make of them."""
+    try:
+        kind = np.array(value).dtype.kind
+    except (ValueError, OverflowError):
+        raise refused(name, "has lists of unequal lengths, or a number that no dtype holds") from None
+    if kind not in _INFERRED:
+        raise refused(name, "holds something else than numbers")
+    return _INFERRED[kind]
 
 
 def reshaped(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -16,7 +16,7 @@ from mixpeek_ray.api.inference_body import (
     Truncation,
     parse_section,
 )
-from mixpeek_ray.api.predict_arrays import array_of, parse_shape
+from mixpeek_ray.api.predict_arrays import array_of, inferred_dtype, parse_shape
 from mixpeek_ray.api.schemas import Body
 from mixpeek_ray.core.errors import ValidationError
 from mixpeek_ray.families.base import Truncate
@@ -196,11 +196,11 @@ def _tensors(spec: ServableSpec, inputs: Any) -> NamedArrays:
 
 def _tensor(name: str, dtype: str, value: Any) -> Any:
     if not isinstance(value, dict):
-        return array_of(name, dtype, value)
+        return array_of(name, dtype or inferred_dtype(name, value), value)
     if unknown := value.keys() - {"data", "dtype", "shape"}:
         raise refused(name, f"has {sorted(map(str, unknown))[0][:80]!a}: send data, dtype and shape")
-    stated = value.get("dtype", dtype)
-    if stated != dtype or stated not in DTYPES:
-        raise refused(name, f"has the dtype {str(stated)[:80]!a}, and the model takes {dtype}")
+    stated = value.get("dtype", dtype or inferred_dtype(name, value.get("data")))
+    if (dtype and stated != dtype) or not isinstance(stated, str) or stated not in DTYPES:
+        raise refused(name, f"has the dtype {str(stated)[:80]!a}, and the model takes {dtype or ', '.join(DTYPES)}")
     shape = parse_shape(name, value["shape"]) if "shape" in value else None
-    return array_of(name, dtype, value.get("data"), shape)
+    return array_of(name, stated, value.get("data"), shape)

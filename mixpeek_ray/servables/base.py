@@ -83,6 +83,8 @@ class ServableSpec:
     outputs: tuple[TensorSignature, ...]
     # Of a classifier, in the order of its scores.
     labels: tuple[str, ...] = ()
+    # False: a program that tells the names of its inputs, and nothing else of them or of its outputs.
+    is_typed: bool = True
 
     @property
     def takes_texts(self) -> bool:
@@ -94,6 +96,18 @@ class ServableSpec:
         """Tell whether rows of several requests may be computed as one: the first axis of all varies, by one name."""
         first = {signature.shape[0] if signature.shape else None for signature in (*self.inputs, *self.outputs)}
         return len(first) == 1 and isinstance(first.pop(), str)
+
+
+def unknown_tensor(name: str) -> TensorSignature:
+    """Return the signature of an input of which only its name is known."""
+    return TensorSignature(name=name, dtype="", shape=())
+
+
+class InProcess:
+    """What computes in this process alone has in common."""
+
+    def close(self) -> None:
+        """Return: nothing was taken outside of this process."""
 
 
 class Servable(Protocol):
@@ -108,3 +122,6 @@ class Servable(Protocol):
 
         Raises ``ValidationError`` for values that the model does not take.
         """
+
+    def close(self) -> None:
+        """Let go of what computing took outside of this process."""

@@ -25,15 +25,14 @@ _CLASSIFICATION = frozenset({"classification", "text-classification", "sequence-
 
 def check_servable(kind: ModelKind, name: str) -> None:
     """Return if models of ``kind`` can answer requests from their archives alone. Raises ``NotServableError``."""
-    match kind:
-        case ModelKind.STATE_DICT:
-            raise NotServableError(f"Model {name!a} is a state dict, weights without an architecture: {_PLUGIN}.")
-        case ModelKind.TORCHSCRIPT:
-            raise NotServableError(f"Model {name!a} is a TorchScript program, which shares no process: {_PLUGIN}.")
+    if kind is ModelKind.STATE_DICT:
+        raise NotServableError(f"Model {name!a} is a state dict, weights without an architecture: {_PLUGIN}.")
 
 
 def build_servable(opened: Any, ref: ServableRef) -> Servable:
     """Return the servable over ``opened``, which is what ``load_namespace_model`` returned for a model of ``ref.kind``.
+
+    For ONNX and Hugging Face models: TorchScript programs share no process with others.
 
     Raises ``NotServableError`` where the archive alone is not enough, ``InvalidWeightsError`` where its files
     contradict each other.

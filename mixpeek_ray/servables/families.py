@@ -22,6 +22,7 @@ from mixpeek_ray.servables.base import (
     SCORES,
     TEXT,
     TEXTS,
+    InProcess,
     NamedArrays,
     Parameters,
     Servable,
@@ -57,7 +58,7 @@ def family_servable(family: AnyFamily) -> Servable:
             return RerankServable(family)
 
 
-class DenseServable:
+class DenseServable(InProcess):
     """One vector a text."""
 
     def __init__(self, family: DenseFamily) -> None:
@@ -81,7 +82,7 @@ class DenseServable:
         return {EMBEDDINGS: np.stack(self._family.post(self._family.core(items), items))}
 
 
-class SparseServable:
+class SparseServable(InProcess):
     """Weights of a vocabulary's words for each text, as JSON: ``{"indices": [...], "values": [...]}``."""
 
     def __init__(self, family: SparseFamily) -> None:
@@ -96,7 +97,7 @@ class SparseServable:
         }
 
 
-class LateInteractionServable:
+class LateInteractionServable(InProcess):
     """One vector a token, as JSON: a list of vectors for each text."""
 
     def __init__(self, family: LateInteractionFamily) -> None:
@@ -112,7 +113,7 @@ class LateInteractionServable:
         }
 
 
-class RerankServable:
+class RerankServable(InProcess):
     """One score a pair of a query and a document."""
 
     def __init__(self, family: RerankFamily) -> None:

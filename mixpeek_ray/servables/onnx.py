@@ -10,7 +10,7 @@ from mixpeek_ray.core.errors import NotServableError, ValidationError
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.records import TensorSignature
 from mixpeek_ray.formats.onnx_files import session_errors
-from mixpeek_ray.servables.base import TEXT, NamedArrays, Parameters, ServableSpec, Task
+from mixpeek_ray.servables.base import TEXT, InProcess, NamedArrays, Parameters, ServableSpec, Task
 from mixpeek_ray.servables.tensors import DTYPES
 
 _log = get_logger(__name__)
@@ -19,7 +19,7 @@ _log = get_logger(__name__)
 _ELEMENTS = {"float": "float32", "double": "float64", "string": TEXT}
 
 
-class OnnxServable:
+class OnnxServable(InProcess):
     """Computes with one ``onnxruntime.InferenceSession``."""
 
     def __init__(self, session: Any, *, name: str) -> None:

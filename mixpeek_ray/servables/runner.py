@@ -81,11 +81,12 @@ class Runner:
         return len(self._queue)
 
     def close(self) -> None:
-        """End the thread after what it computes; what waits is never answered."""
+        """End the thread after what it computes, and close the servable; what waits is never answered."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
+        self._servable.close()
 
     def _admit(self) -> None:
         ahead = sum(request.rows - request.taken for request in self._queue)

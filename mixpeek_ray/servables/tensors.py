@@ -28,7 +28,12 @@ def check_inputs(spec: ServableSpec, inputs: NamedArrays) -> None:
     for signature in spec.inputs:
         if signature.name not in inputs:
             raise refused(signature.name, "is missing: send every input of the model")
-        _check(signature, inputs[signature.name])
+        if spec.is_typed:
+            _check(signature, inputs[signature.name])
+        elif inputs[signature.name].dtype == DTYPES[TEXT]:
+            raise refused(signature.name, "holds texts, and the model takes numbers")
+    if not spec.is_typed:
+        return
     _check_named_axes(spec, inputs)
     if spec.task is not Task.TENSORS:
         _check_texts(inputs)

@@ -21,6 +21,7 @@ from mixpeek_ray.servables.base import (
     MAX_NEW_TOKENS,
     SCORES,
     TEXTS,
+    InProcess,
     NamedArrays,
     Parameters,
     ServableSpec,
@@ -104,7 +105,7 @@ class _TextModel:
         return min(known, default=_DEFAULT_TOKENS)
 
 
-class ClassificationServable:
+class ClassificationServable(InProcess):
     """One score a label for each text: ``…ForSequenceClassification``."""
 
     def __init__(self, source: TransformerSource, *, name: str) -> None:
@@ -135,7 +136,7 @@ class ClassificationServable:
         return logits.softmax(dim=-1)
 
 
-class TokenClassificationServable:
+class TokenClassificationServable(InProcess):
     """The entities of each text, as JSON: ``…ForTokenClassification``."""
 
     def __init__(self, source: TransformerSource, *, name: str) -> None:
@@ -185,7 +186,7 @@ class TokenClassificationServable:
         return entities
 
 
-class GenerationServable:
+class GenerationServable(InProcess):
     """A text from each text, by encoder and decoder: T5, BART, Marian and their like."""
 
     def __init__(self, source: TransformerSource, *, name: str) -> None:

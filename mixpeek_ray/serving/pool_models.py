@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixpeek_ray.core.errors import MixpeekError, ModelNotDeployedError, NotFoundError, RegistryUnavailableError
-from mixpeek_ray.core.records import DeploymentStatus, ModelState, Principal
+from mixpeek_ray.core.records import DeploymentStatus, ModelKind, ModelState, Principal
 from mixpeek_ray.registry.calls import call
 from mixpeek_ray.registry.state import ModelKey
 from mixpeek_ray.servables.base import Servable, ServableRef
 from mixpeek_ray.servables.build import check_servable
+from mixpeek_ray.serving.pool_programs import ScriptHosts
 
 # How long the registry's word on a model is believed: what is undeployed or replaced stops answering this soon.
 _TRUST_S = 2.0
@@ -40,6 +41,7 @@ class PoolModels:
         self._timeout_s = timeout_s
         # By organisation and model: what one may use, another may not even know of.
         self._answers: dict[_Asked, _Answer] = {}
+        self._programs = ScriptHosts()
 
     async def find(self, principal: Principal, namespace_id: str, model_id: str) -> ServableRef:
         """Return a deployed model that ``principal`` may use.
@@ -70,9 +72,12 @@ class PoolModels:
 
         Raises what ``load_namespace_model`` and ``build_servable`` raise.
         """
-        from mixpeek_ray.loading.loader import load_namespace_model
+        from mixpeek_ray.loading.loader import NamespaceModel, find, load_namespace_model
         from mixpeek_ray.servables.build import build_servable
 
+        if ref.kind is ModelKind.TORCHSCRIPT:
+            key = ModelKey(namespace_id=ref.namespace_id, model_id=ref.model_id)
+            return self._programs.open(find(NamespaceModel(key=key)), ref.namespace_id, name=ref.name)
         return build_servable(load_namespace_model(ref.model_id, namespace_id=ref.namespace_id), ref)
 
     async def gone(self, refs: Iterable[ServableRef]) -> list[ServableRef]:

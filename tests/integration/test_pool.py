@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from transformers import (
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from mixpeek_ray.cli.processes import descendants
 from tests.integration.conftest import Platform, eventually
 from tests.integration.models import archive_of, deploy, tar_gz, upload
 from tests.integration.test_formats import GIVEN, onnx_files, small_module
@@ -72,6 +74,12 @@ def expected(source: torch.nn.Module) -> np.ndarray:
 @pytest.fixture
 def onnx_endpoint(http: httpx.Client, namespace: str, source: torch.nn.Module) -> str:
     return served(http, namespace, tar_gz(onnx_files(source, external=False)), "onnx")
+
+
+@pytest.fixture
+def triton(platform: Platform) -> Iterator[InferenceServerClient]:
+    with InferenceServerClient(f"127.0.0.1:{platform.port}") as client:
+        yield client
 
 
 def test_raw_tensors(http: httpx.Client, onnx_endpoint: str, expected: np.ndarray) -> None:
@@ -137,6 +145,53 @@ def test_text_models(http: httpx.Client, namespace: str, tmp_path: Path, tiny_mo
     assert made == {"generated_text": tokens.decode(written[0], skip_special_tokens=True)}
 
 
+def test_torchscript_runs_in_a_process_of_its_namespace_over_the_nodes_copy(
+    platform: Platform, http: httpx.Client, triton: InferenceServerClient, namespace: str
+) -> None:
+    torch.manual_seed(5)
+    # 4 MB: Ray sends what is small with its reply, and shares the rest.
+    module = torch.nn.Sequential(torch.nn.Linear(64, 16_384), torch.nn.ReLU(), torch.nn.Linear(16_384, 8)).eval()
+    with torch.no_grad():
+        expected = module(torch.from_numpy(GIVEN)).numpy()
+    program = io.BytesIO()
+    torch.jit.save(torch.jit.script(module), program)
+    endpoint = served(http, namespace, tar_gz({"model.pt": program.getvalue()}), "pytorch")
+    np.testing.assert_allclose(outputs(http, endpoint, {"input": GIVEN.tolist()})["output_0"], expected, atol=1e-5)
+    running = programs(platform)
+    assert running
+    assert all("rw-p" in mapping for pid in running for mapping in shared_mappings(pid))
+    assert any(shared_mappings(pid) for pid in running)
+    given = InferInput("input", list(GIVEN.shape), "FP32")
+    given.set_data_from_numpy(GIVEN)
+    headers = {"Authorization": f"Bearer {platform.api_key}"}
+    for wanted in (None, [InferRequestedOutput("output_0")]):
+        answer = triton.infer(endpoint.removeprefix("/models/"), [given], outputs=wanted, headers=headers)
+        np.testing.assert_allclose(answer.as_numpy("output_0"), expected, atol=1e-5)
+    wrong = http.post(endpoint, json={"inputs": {"input": GIVEN[:, :3].tolist()}})
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (422, "validation_error"), wrong.text
+    path = endpoint.replace("/models/", "/v1/namespaces/").replace("/model_", "/models/model_")
+    assert http.post(f"{path}/undeploy").status_code == 200
+    eventually(lambda: not programs(platform), what="the end of the programs' processes")
+
+
+def programs(platform: Platform) -> list[int]:
+    """Return the processes that run TorchScript."""
+    found = [process.pid for process in descendants(platform.state["pid"])]
+    return [pid for pid in found if b"script_child" in contents(f"/proc/{pid}/cmdline")]
+
+
+def shared_mappings(pid: int) -> list[str]:
+    """Return where a process maps the object store's files."""
+    return [line for line in contents(f"/proc/{pid}/maps").decode().splitlines() if "plasma" in line]
+
+
+def contents(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
 def test_a_state_dict_is_not_servable(http: httpx.Client, namespace: str) -> None:
     endpoint = served(http, namespace, archive_of({"weight": torch.ones(3)}), "pytorch")
     answer = http.post(endpoint, json={"inputs": [1]})
@@ -156,12 +211,6 @@ def test_endpoints_are_their_owners_alone(platform: Platform, http: httpx.Client
     missing = http.post(onnx_endpoint.replace("model_1", "model_2"), json=body)
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
     assert httpx.post(f"{platform.url}{onnx_endpoint}", json=body).status_code == 401
-
-
-@pytest.fixture
-def triton(platform: Platform) -> Iterator[InferenceServerClient]:
-    with InferenceServerClient(f"127.0.0.1:{platform.port}") as client:
-        yield client
 
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])

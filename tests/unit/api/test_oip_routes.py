@@ -18,7 +18,7 @@ from mixpeek_ray.core.errors import ModelNotDeployedError, OverloadedError
 from mixpeek_ray.core.limits import MAX_INFERENCE_BODY_BYTES, MAX_TENSOR_BODY_BYTES
 from mixpeek_ray.core.records import ModelKind, Principal, TensorSignature
 from mixpeek_ray.core.settings import Settings
-from mixpeek_ray.servables.base import NamedArrays, Parameters, ServableRef, ServableSpec, Task
+from mixpeek_ray.servables.base import InProcess, NamedArrays, Parameters, ServableRef, ServableSpec, Task
 from mixpeek_ray.servables.pool import OpenModel, ServablePool
 
 REF = ServableRef(
@@ -28,7 +28,7 @@ NAMES = ("ns_acme/double_1_0_0", "ns_acme%2Fdouble_1_0_0", "ns_acme%252Fdouble_1
 REQUEST = {"inputs": [{"name": "given", "datatype": "INT64", "shape": [1, 2], "data": [1, 2]}]}
 
 
-class Doubling:
+class Doubling(InProcess):
     """Doubles whole numbers."""
 
     spec = ServableSpec(
