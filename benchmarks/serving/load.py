@@ -72,21 +72,59 @@ def generate(order: Order) -> Load:
     return Load(**json.loads(done.stdout))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
-    at_s: float
-    latency_s: float
+class _Window:
+    """What is counted of a run: the answers after a last one of the warm-up and before the first one past its time.
+
+    A server that answers in batches is so charged for whole ones. The warm-up hears an answer a connection, the window
+    two, however long that takes.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.start_s = time.perf_counter()
+        self._order = order
+        self._warm_ups = 0
+        self._after_s = self._until_s = self.start_s
+        self._latencies_s: list[float] = []
+        self.errors = 0
+        self.is_over = False
+
+    def add(self, sent_at_s: float, *, success: bool) -> None:
+        """Note an answer that has just arrived, or a connection that broke."""
+        now_s = time.perf_counter()
+        if now_s < self.start_s + self._order.warm_up_s or self._warm_ups < self._order.connections:
+            self._warm_ups += 1
+            self._after_s = now_s
+            return
+        enough = len(self._latencies_s) + self.errors >= 2 * self._order.connections
+        self.is_over |= enough and now_s >= self._after_s + self._order.seconds
+        if self.is_over:
+            return
+        if success:
+            self._latencies_s.append(now_s - sent_at_s)
+            self._until_s = now_s
+        else:
+            self.errors += 1
+
+    def summary(self, *, generator_cpu: float) -> Load:
+        """Return what was counted. Fails if no answer was a success."""
+        assert self._latencies_s, f"no success, {self.errors} errors"
+        latencies_s = sorted(self._latencies_s)
+        return Load(
+            requests_per_s=len(latencies_s) / (self._until_s - self._after_s),
+            p50_s=statistics.median(latencies_s),
+            p99_s=latencies_s[len(latencies_s) * 99 // 100],
+            errors=self.errors,
+            generator_cpu=generator_cpu,
+        )
 
 
 class _Connection(asyncio.Protocol):
-    """One connection; ``ended`` is set at the first answer past the deadline, or when the server ends it."""
+    """One connection; ``ended`` is set at the first answer past the window, or when the server ends it."""
 
-    def __init__(self, requests: Iterator[bytes], deadline_s: float, answers: list[_Answer]) -> None:
+    def __init__(self, requests: Iterator[bytes], window: _Window) -> None:
         self._requests = requests
-        self._deadline_s = deadline_s
-        self._answers = answers
+        self._window = window
         self._buffer = bytearray()
-        self.errors = 0
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -97,21 +135,17 @@ class _Connection(asyncio.Protocol):
         self._buffer += data
         if not self._is_whole():
             return
-        now_s = time.perf_counter()
-        if self._buffer.startswith(b"HTTP/1.1 200"):
-            self._answers.append(_Answer(at_s=now_s, latency_s=now_s - self._sent_at_s))
-        else:
-            self.errors += 1
+        self._window.add(self._sent_at_s, success=self._buffer.startswith(b"HTTP/1.1 200"))
         self._buffer.clear()
-        if now_s < self._deadline_s:
-            self._send()
-        else:
+        if self._window.is_over:
             self.ended.set_result(None)
             self._transport.close()
+        else:
+            self._send()
 
     def connection_lost(self, _: Exception | None) -> None:
         if not self.ended.done():
-            self.errors += 1
+            self._window.add(self._sent_at_s, success=False)
             self.ended.set_result(None)
 
     def _is_whole(self) -> bool:
@@ -128,47 +162,20 @@ class _Connection(asyncio.Protocol):
         self._transport.write(next(self._requests))
 
 
-async def _keep_connected(order: Order, requests: Iterator[bytes], deadline_s: float, answers: list[_Answer]) -> int:
-    """Hold one connection, opened again when it breaks, until the deadline; return the errors."""
+async def _keep_connected(order: Order, requests: Iterator[bytes], window: _Window) -> None:
+    """Hold one connection, opened again when it breaks, until the window is over."""
     loop = asyncio.get_running_loop()
-    errors = 0
-    while time.perf_counter() < deadline_s:
-        _, connection = await loop.create_connection(
-            lambda: _Connection(requests, deadline_s, answers), "127.0.0.1", order.port
-        )
+    while not window.is_over:
+        _, connection = await loop.create_connection(lambda: _Connection(requests, window), "127.0.0.1", order.port)
         await connection.ended
-        errors += connection.errors
-    return errors
 
 
 async def _run(order: Order) -> Load:
     requests = itertools.cycle([_request(order, body) for body in order.bodies])
-    answers: list[_Answer] = []
-    start_s, cpu_before_s = time.perf_counter(), _cpu_s()
-    counted_from_s = start_s + order.warm_up_s
-    deadline_s = counted_from_s + order.seconds
-    errors = await asyncio.gather(
-        *(_keep_connected(order, requests, deadline_s, answers) for _ in range(order.connections))
-    )
-    cpu = (_cpu_s() - cpu_before_s) / (time.perf_counter() - start_s)
-    return _summary(answers, counted_from_s, deadline_s, errors=sum(errors), generator_cpu=cpu)
-
-
-def _summary(
-    answers: Sequence[_Answer], counted_from_s: float, deadline_s: float, *, errors: int, generator_cpu: float
-) -> Load:
-    # From one answer to another: a server that answers in batches is charged for whole ones.
-    before = max((answer.at_s for answer in answers if answer.at_s < counted_from_s), default=counted_from_s)
-    counted = [answer for answer in answers if counted_from_s <= answer.at_s <= deadline_s]
-    assert counted, f"no answer in time, {errors} errors"
-    latencies = sorted(answer.latency_s for answer in counted)
-    return Load(
-        requests_per_s=len(counted) / (counted[-1].at_s - before),
-        p50_s=statistics.median(latencies),
-        p99_s=latencies[len(latencies) * 99 // 100],
-        errors=errors,
-        generator_cpu=generator_cpu,
-    )
+    cpu_before_s, window = _cpu_s(), _Window(order)
+    await asyncio.gather(*(_keep_connected(order, requests, window) for _ in range(order.connections)))
+    cpu = (_cpu_s() - cpu_before_s) / (time.perf_counter() - window.start_s)
+    return window.summary(generator_cpu=cpu)
 
 
 def _request(order: Order, body: str) -> bytes:
