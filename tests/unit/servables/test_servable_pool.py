@@ -85,10 +85,12 @@ def test_a_model_in_use_is_not_closed_for_another(loads: Loads) -> None:
         pool = loads.pool(max_models=1)
         async with pool.use(model(1)) as opened:
             await ask(pool, model(2))
+            await ask(pool, model(1))
             await opened.compute(GIVEN, Parameters())
         await pool.close()
 
     asyncio.run(check())
+    assert loads.names == ["m1_1_0_0", "m2_1_0_0"]
 
 
 def test_a_retired_model_answers_whom_it_let_in_and_is_opened_anew_for_the_next(loads: Loads) -> None:

@@ -105,6 +105,14 @@ def test_one_callers_fault_is_not_the_others() -> None:
     assert bad.details["index"] == 2
 
 
+def test_an_index_counts_from_the_requests_first_row_whatever_was_computed_before() -> None:
+    servable = Held(Task.EMBEDDING)
+    bad = rows(*[1] * 40, -1)
+    _, found = run(servable, lambda runner: behind_one(runner, servable, (rows(7), PARAMETERS), (bad, PARAMETERS)))
+    assert isinstance(found, InputTooLongError)
+    assert found.details["index"] == 40
+
+
 def test_rows_of_a_graph_are_joined_once_that_was_seen_to_change_nothing(graph: Callable[..., Servable]) -> None:
     servable = Held(Task.TENSORS, graph())
     given = [(rows(1, 2), PARAMETERS), (rows(3), PARAMETERS)]
