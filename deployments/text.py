@@ -64,7 +64,14 @@ class Text:
 
         harden_replica()
         settings = get_settings()
-        self._replica = await TextReplica.connect(settings, warm=warm_cards(settings, family))
+        self._replica = await TextReplica.connect(
+            settings, application=APPLICATIONS[family], warm=warm_cards(settings, family)
+        )
+
+    async def __del__(self) -> None:
+        # Serve awaits it when it stops a replica that it need not kill; one that did not start has no replica.
+        if hasattr(self, "_replica"):
+            await self._replica.close()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return leave_request_id_to_serve(at_root(self._replica.create_app()))

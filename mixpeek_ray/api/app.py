@@ -12,6 +12,7 @@ from mixpeek_ray.api.inference_ports import TextInference
 from mixpeek_ray.api.ports import Platform
 from mixpeek_ray.api.predict_app import ServedElsewhere, build_predict_routers
 from mixpeek_ray.api.routes.aliases import build_aliases_router
+from mixpeek_ray.api.routes.analytics import build_analytics_router
 from mixpeek_ray.api.routes.discovery import build_discovery_router, build_open_discovery_router
 from mixpeek_ray.api.routes.health import build_health_router
 from mixpeek_ray.api.routes.inference import build_inference_router
@@ -48,6 +49,7 @@ def create_app(
         *build_upload_routers(platform, store, new_upload_key=new_upload_key, max_part_bytes=max_upload_bytes),
         build_models_router(platform, store, new_upload_key=new_upload_key, max_upload_bytes=max_upload_bytes),
         build_aliases_router(platform),
+        build_analytics_router(platform),
         build_org_models_router(platform),
         build_open_discovery_router(platform),
         build_discovery_router(platform),

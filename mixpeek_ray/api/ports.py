@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
+from mixpeek_ray.api.analytics_ports import Analytics
 from mixpeek_ray.catalog.availability import BuiltinModel
 from mixpeek_ray.core.aliases import AliasRef, ModelAlias, WeightedTarget
 from mixpeek_ray.core.records import (
@@ -107,6 +108,10 @@ class Platform(Protocol):
     @property
     def aliases(self) -> ModelAliases:
         """Names for weighted versions of a model."""
+
+    @property
+    def analytics(self) -> Analytics:
+        """What became of requests."""
 
     async def authenticate(self, api_key: str) -> Principal:
         """Return who the key speaks for. Raises ``InvalidApiKeyError``."""

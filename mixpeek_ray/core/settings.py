@@ -70,6 +70,12 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds of others' work that an inference request may have to wait for; beyond, it is refused.",
     )
+    analytics_days: int = Field(default=30, ge=1, description="Days that figures about requests are kept.")
+    analytics_flush_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds between two reports of a replica's figures: what it loses of them if it is killed.",
+    )
     idle_timeout_s: float = Field(
         default=30.0, gt=0, description="Seconds a client may send nothing in the middle of a request."
     )

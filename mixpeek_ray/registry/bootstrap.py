@@ -14,7 +14,7 @@ from mixpeek_ray.registry.inspector import INSPECTOR_CONCURRENCY, INSPECTOR_NAME
 
 # Ray gives the head node one of these: the actors live there, because the head is the node whose loss ends the cluster
 # anyway, so they survive every other node. (An owner that dies takes its ObjectRefs along.)
-_HEAD_NODE = {"node:__internal_head__": 0.001}
+HEAD_NODE = {"node:__internal_head__": 0.001}
 # Calls queue here while the registry restarts (0.6 s measured); the caller's own time limit ends the wait.
 _REGISTRY_TASK_RETRIES = 5
 # Requests that wait for a deploy each hold a place.
@@ -50,7 +50,7 @@ def ensure_registry(settings: Settings) -> Any:
             max_task_retries=_REGISTRY_TASK_RETRIES,
             max_concurrency=_REGISTRY_CONCURRENCY,
             num_cpus=0,
-            resources=_HEAD_NODE,
+            resources=HEAD_NODE,
         )
         .remote(config)
     )
@@ -69,7 +69,7 @@ def ensure_inspector(settings: Settings) -> Any:
             max_task_retries=1,
             max_concurrency=INSPECTOR_CONCURRENCY,
             num_cpus=0,
-            resources=_HEAD_NODE,
+            resources=HEAD_NODE,
         )
         .remote(store_url=settings.resolved_store_url, spool_dir=_spool_dir(settings))
     )

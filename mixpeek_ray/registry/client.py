@@ -26,6 +26,7 @@ from mixpeek_ray.core.records import (
 )
 from mixpeek_ray.core.settings import Settings
 from mixpeek_ray.registry.aliases_client import AliasesClient
+from mixpeek_ray.registry.analytics import AnalyticsClient, ensure_analytics
 from mixpeek_ray.registry.bootstrap import ensure_inspector, ensure_registry
 from mixpeek_ray.registry.calls import call, call_while_alive
 from mixpeek_ray.registry.key_checker import KeyChecker
@@ -45,7 +46,16 @@ _INSPECT_TIMEOUT_S = 30.0
 class RegistryClient:
     """Implements ``api.ports.Platform`` over the actors; one for each ingress replica, used from its event loop."""
 
-    def __init__(self, settings: Settings, registry: Any, inspector: Any, keys: KeyChecker, *, ingress: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Any,
+        inspector: Any,
+        keys: KeyChecker,
+        *,
+        analytics: AnalyticsClient,
+        ingress: str,
+    ) -> None:
         self._settings = settings
         self._ingress = ingress
         self._registry = registry
@@ -53,6 +63,7 @@ class RegistryClient:
         self._keys = keys
         self.resumable = UploadsClient(registry, timeout_s=settings.registry_timeout_s)
         self.aliases = AliasesClient(registry, timeout_s=settings.registry_timeout_s)
+        self.analytics = analytics
         self._builtin: Sequence[BuiltinModel] | None = None
         self._builtin_read_at = 0.0
         self._builtin_lock = asyncio.Lock()
@@ -62,8 +73,9 @@ class RegistryClient:
         """Return a client whose keys are read; creates the actors on a new cluster."""
         registry = await asyncio.to_thread(ensure_registry, settings)
         inspector = await asyncio.to_thread(ensure_inspector, settings)
+        analytics = AnalyticsClient(await asyncio.to_thread(ensure_analytics, settings))
         keys = await KeyChecker.connect(registry, timeout_s=settings.registry_timeout_s)
-        return cls(settings, registry, inspector, keys, ingress=ingress)
+        return cls(settings, registry, inspector, keys, analytics=analytics, ingress=ingress)
 
     # Accounts
 
