@@ -44,12 +44,14 @@ class PortBlock:
 
     @classmethod
     def pick(cls) -> PortBlock:
-        """Return a block whose fixed ports are free now."""
+        """Return a block that this process holds until it ends, and whose fixed ports are free."""
         starts = list(range(_FIRST_PORT, _LAST_PORT - PORT_BLOCK + 2, PORT_BLOCK))
         # Random, so that platforms starting at the same moment seldom try the same one.
         random.shuffle(starts)
         for first in starts:
-            if all(_is_free(first + i) for i in range(len(_FIXED_PORTS) + 1)):
+            reservation = _reserve(first)
+            if reservation is not None and all(_is_free(first + i) for i in range(len(_FIXED_PORTS) + 1)):
+                _reservations.append(reservation)
                 return cls(first=first)
         raise OSError(f"no free block of {PORT_BLOCK} ports between {_FIRST_PORT} and {_LAST_PORT}")
 
@@ -66,6 +68,22 @@ class PortBlock:
     def replicas_grpc(self) -> tuple[int, int]:
         """First port and end (exclusive) of the replicas' gRPC ports."""
         return self.first + PORT_BLOCK - _GRPC_PORTS, self.first + PORT_BLOCK
+
+
+# Held, so that a platform that starts in the seconds before this one binds its ports picks another block.
+_reservations: list[socket.socket] = []
+
+
+def _reserve(first: int) -> socket.socket | None:
+    """Return what holds a block for this process and those it forks; None when another holds it."""
+    reservation = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        # A name without a file (Linux): gone with its last holder, however that ends.
+        reservation.bind(f"\0mixpeek-ray-ports-{first}")
+    except OSError:
+        reservation.close()
+        return None
+    return reservation
 
 
 def _is_free(port: int) -> bool:

@@ -55,7 +55,7 @@ class PoolModels:
         if known is not None and time.monotonic() - known.given_at < _TRUST_S:
             return known.ref
         try:
-            ref = await self._ask(asked)
+            ref = await self._ask(asked, known.ref if known is not None else None)
         except RegistryUnavailableError:
             if known is None:
                 raise
@@ -88,17 +88,19 @@ class PoolModels:
         for name, ref in wanted.items():
             try:
                 # Whoever had it opened has been remembered, unless ten thousand others came since.
-                found = await self._ask(owners[name]) if name in owners else None
+                found = await self._ask(owners[name], ref) if name in owners else None
             except (NotFoundError, ModelNotDeployedError):
                 found = None
             if found != ref:
                 gone.append(ref)
         return gone
 
-    async def _ask(self, asked: _Asked) -> ServableRef:
+    async def _ask(self, asked: _Asked, known: ServableRef | None) -> ServableRef:
         state: ModelState = await call(
             self._registry.get_model.remote(asked.organization_id, asked.key), self._timeout_s
         )
+        if known is not None and _comes_back(state, known):
+            return known
         return _usable(state)
 
     def _remember(self, asked: _Asked, ref: ServableRef) -> None:
@@ -106,6 +108,11 @@ class PoolModels:
         self._answers[asked] = _Answer(ref=ref, given_at=time.monotonic())
         if len(self._answers) > _MAX_REMEMBERED:
             del self._answers[next(iter(self._answers))]
+
+
+def _comes_back(state: ModelState, ref: ServableRef) -> bool:
+    # A registry that was restarted is fetching the weights again: who views them already need not wait for that.
+    return state.status is DeploymentStatus.PENDING and state.manifest.archive_sha256 == ref.content
 
 
 def _usable(state: ModelState) -> ServableRef:

@@ -86,7 +86,7 @@ class ReplicaModels:
             return known.ref
         try:
             state: ModelState = await call(self._registry.get_model.remote(organization_id, key), self._timeout_s)
-            ref = _usable(state, key)
+            ref = known.ref if known is not None and _comes_back(state, known.ref) else _usable(state, key)
         except RegistryUnavailableError:
             if known is None:
                 raise
@@ -103,6 +103,11 @@ class ReplicaModels:
         self._answers[asked] = _Answer(ref=ref, given_at=time.monotonic())
         if len(self._answers) > _MAX_REMEMBERED:
             del self._answers[next(iter(self._answers))]
+
+
+def _comes_back(state: ModelState, ref: ModelRef) -> bool:
+    # A registry that was restarted is fetching the weights again: who views them already need not wait for that.
+    return state.status is DeploymentStatus.PENDING and state.manifest.archive_sha256 == ref.content
 
 
 def _usable(state: ModelState, key: ModelKey) -> ModelRef:

@@ -190,6 +190,26 @@ def test_loaded_models_answer_while_the_registry_does_not(http: httpx.Client, re
 
 
 @pytest.mark.usefixtures("whole_afterwards", "families")
+def test_no_inference_fails_while_the_registry_is_killed_and_comes_back(
+    platform: Platform, http: httpx.Client, namespace: str, tiny_model: Callable[..., Path]
+) -> None:
+    assert upload(http, namespace, archive(tiny_model("bert")), model_format="huggingface").status_code == 200
+    deploy(http, namespace, "model_1_0_0")
+    asked = [{"model": model, "input": QUERY} for model in (DENSE, f"{namespace}/model_1_0_0")]
+    before = [embedded(http.post("/v1/embeddings", json=body)) for body in asked]
+    path = f"/v1/namespaces/{namespace}/models/model_1_0_0"
+
+    def back() -> bool:
+        for body, expected in zip(asked, before, strict=True):
+            np.testing.assert_array_equal(embedded(http.post("/v1/embeddings", json=body)), expected)
+        found = http.get(path)
+        return found.status_code == 200 and found.json()["model"]["deployment_status"] == "deployed"
+
+    killed = kill(platform, REGISTRY)
+    eventually(lambda: back() and pids(platform, REGISTRY) not in ([], [killed]), timeout_s=60, what="the registry")
+
+
+@pytest.mark.usefixtures("whole_afterwards", "families")
 def test_a_killed_replica_fails_only_what_it_was_computing(platform: Platform, http: httpx.Client) -> None:
     asked = {"model": DENSE, "input": QUERY}
     before = embedded(http.post("/v1/embeddings", json=asked))
