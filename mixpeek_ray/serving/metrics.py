@@ -23,8 +23,8 @@ _NOT_OF_A_MODEL = {"model": UNKNOWN}
 class ReplicaObserver:
     """Implements ``batching.observer.Observer``: counts for analytics and for Prometheus.
 
-    A metric of Ray's costs about 5 us a call, so requests are added up and exported by ``export``; the rest of what is
-    told here is told once a batch or a load, but for the latency.
+    A metric of Ray's costs about 5 us a call, so requests are added up, and exported with the gauges by ``export``; the
+    rest of what is told here is told once a batch or a load, but for the latency.
 
     Tags: ``application``, ``model`` (only models that were found, at most 200; then ``(other)``), ``outcome`` (``ok``,
     or the error's code).
@@ -34,7 +34,9 @@ class ReplicaObserver:
         self._recorder = recorder
         self._lock = threading.Lock()
         self._tags: dict[str, dict[str, str]] = {}
+        # By model: bytes of weights viewed, and requests that waited when its last batch was taken.
         self._shared: dict[str, int] = {}
+        self._lengths: dict[str, int] = {}
         # By model and outcome, since the last export.
         self._ended: Counter[tuple[str, str]] = Counter()
         names, outcome = ("application", "model"), ("application", "model", "outcome")
@@ -76,18 +78,27 @@ class ReplicaObserver:
             self._latency.observe(request.latency_s, tags)
 
     def export(self) -> None:
-        """Add the requests since the last call to Ray's metric."""
+        """Add the requests since the last call to Ray's metric, and tell what the gauges stand at.
+
+        Ray forgets a gauge that is not set again, though what it measures stays as it is.
+        """
         with self._lock:
             ended, self._ended = self._ended, Counter()
+            lengths, shared = dict(self._lengths), dict(self._shared)
         for (model, outcome), count in ended.items():
             self._requests.inc(count, {"model": model, "outcome": outcome})
+        for model, waiting in lengths.items():
+            self._waiting.set(waiting, {"model": model})
+        for model, total_bytes in shared.items():
+            self._bytes.set(total_bytes, {"model": model})
 
     def computed(self, batch: Batch) -> None:
         """Count a batch."""
         tags = self._tags_of(batch.model)
         self._items.observe(batch.items, tags)
         self._wait.observe(max(batch.waited_s, 0.0), tags)
-        self._waiting.set(batch.waiting, tags)
+        with self._lock:
+            self._lengths[tags["model"]] = batch.waiting
         if batch.tokens:
             self._tokens.inc(batch.tokens, tags)
 
@@ -106,8 +117,7 @@ class ReplicaObserver:
 
     def _share(self, tags: dict[str, str], more_bytes: int) -> None:
         with self._lock:
-            total = self._shared[tags["model"]] = self._shared.get(tags["model"], 0) + more_bytes
-        self._bytes.set(total, tags)
+            self._shared[tags["model"]] = self._shared.get(tags["model"], 0) + more_bytes
 
     def _tags_of(self, model: str) -> dict[str, str]:
         known = self._tags.get(model)
