@@ -20,11 +20,11 @@ run: $(STAMP)
 stop: $(STAMP)
 	$(BIN)/mixpeek-ray down
 
-test: $(STAMP)
-	$(BIN)/python -m pytest tests
+test: test-unit
+	$(BIN)/python -m pytest tests/integration
 
 test-unit: $(STAMP)
-	$(BIN)/python -m pytest tests/unit tests/fuzz
+	$(BIN)/python -m pytest -n 2 tests/unit tests/fuzz
 
 # Mutated archives and weight files, then the archive reader led by its coverage: some 20 minutes.
 fuzz: $(STAMP)
