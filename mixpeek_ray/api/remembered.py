@@ -45,6 +45,10 @@ class RememberedAnswers(Generic[QuestionT, AnswerT]):
         known = self._answers.get(question)
         return None if known is None else known.value
 
+    def items(self) -> list[tuple[QuestionT, AnswerT]]:
+        """Return every question with its last answer."""
+        return [(question, answer.value) for question, answer in self._answers.items()]
+
     async def get(self, question: QuestionT, ask: Callable[[], Awaitable[AnswerT]], *, afresh: bool = False) -> AnswerT:
         """Return the answer to ``question``, with ``ask`` unless it is known; ``afresh``: whatever is known.
 

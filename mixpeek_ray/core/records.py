@@ -181,6 +181,13 @@ class ModelState:
     # What the last materialization found; falls back to the manifest's.
     contents: ArchiveContents | None = None
 
+    def is_coming_back(self, content: str) -> bool:
+        """Tell whether weights with the hash ``content`` are on their way into the cluster again.
+
+        So it is after a restart of the registry: who views them already need not wait for that.
+        """
+        return self.status is DeploymentStatus.PENDING and self.manifest.archive_sha256 == content
+
 
 @dataclass(frozen=True, kw_only=True)
 class Organization:

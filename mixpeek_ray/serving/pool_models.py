@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mixpeek_ray.core.errors import MixpeekError, ModelNotDeployedError, NotFoundError, RegistryUnavailableError
+from mixpeek_ray.api.remembered import RememberedAnswers
+from mixpeek_ray.core.errors import ModelNotDeployedError, NotFoundError
 from mixpeek_ray.core.records import DeploymentStatus, ModelKind, ModelState, Principal
 from mixpeek_ray.registry.calls import call
 from mixpeek_ray.registry.state import ModelKey
@@ -17,20 +17,12 @@ from mixpeek_ray.serving.pool_programs import ScriptHosts
 
 # How long the registry's word on a model is believed: what is undeployed or replaced stops answering this soon.
 _TRUST_S = 2.0
-# What a replica remembers of models; the oldest go first.
-_MAX_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
     organization_id: str
     key: ModelKey
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
-    ref: ServableRef
-    given_at: float
 
 
 class PoolModels:
@@ -40,7 +32,7 @@ class PoolModels:
         self._registry = registry
         self._timeout_s = timeout_s
         # By organisation and model: what one may use, another may not even know of.
-        self._answers: dict[_Asked, _Answer] = {}
+        self._answers = RememberedAnswers[_Asked, ServableRef](trust_s=_TRUST_S)
         self._programs = ScriptHosts()
 
     async def find(self, principal: Principal, namespace_id: str, model_id: str) -> ServableRef:
@@ -51,21 +43,7 @@ class PoolModels:
         """
         key = ModelKey(namespace_id=namespace_id, model_id=model_id)
         asked = _Asked(organization_id=principal.organization.organization_id, key=key)
-        known = self._answers.get(asked)
-        if known is not None and time.monotonic() - known.given_at < _TRUST_S:
-            return known.ref
-        try:
-            ref = await self._ask(asked, known.ref if known is not None else None)
-        except RegistryUnavailableError:
-            if known is None:
-                raise
-            # What served a moment ago goes on: without the registry nobody can have undeployed it.
-            return known.ref
-        except MixpeekError:
-            self._answers.pop(asked, None)
-            raise
-        self._remember(asked, ref)
-        return ref
+        return await self._answers.get(asked, lambda: self._ask(asked, self._answers.last(asked)))
 
     def load(self, ref: ServableRef) -> Servable:
         """Return the model over views of the node's copy of its weights; blocks while they are on their way.
@@ -83,7 +61,7 @@ class PoolModels:
     async def gone(self, refs: Iterable[ServableRef]) -> list[ServableRef]:
         """Return which of ``refs`` are deployed no more. Raises ``RegistryUnavailableError``."""
         wanted = {ref.name: ref for ref in refs}
-        owners = {answer.ref.name: asked for asked, answer in self._answers.items() if answer.ref.name in wanted}
+        owners = {answer.name: asked for asked, answer in self._answers.items() if answer.name in wanted}
         gone = []
         for name, ref in wanted.items():
             try:
@@ -99,20 +77,9 @@ class PoolModels:
         state: ModelState = await call(
             self._registry.get_model.remote(asked.organization_id, asked.key), self._timeout_s
         )
-        if known is not None and _comes_back(state, known):
+        if known is not None and state.is_coming_back(known.content):
             return known
         return _usable(state)
-
-    def _remember(self, asked: _Asked, ref: ServableRef) -> None:
-        self._answers.pop(asked, None)
-        self._answers[asked] = _Answer(ref=ref, given_at=time.monotonic())
-        if len(self._answers) > _MAX_REMEMBERED:
-            del self._answers[next(iter(self._answers))]
-
-
-def _comes_back(state: ModelState, ref: ServableRef) -> bool:
-    # A registry that was restarted is fetching the weights again: who views them already need not wait for that.
-    return state.status is DeploymentStatus.PENDING and state.manifest.archive_sha256 == ref.content
 
 
 def _usable(state: ModelState) -> ServableRef:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mixpeek_ray.api.access import is_plausible_id
 from mixpeek_ray.api.custom_models import MODEL_NOT_FOUND, may_have_custom_models
+from mixpeek_ray.api.remembered import RememberedAnswers
 from mixpeek_ray.batching.pool import ModelRef
 from mixpeek_ray.catalog.cards import ModelCard
 from mixpeek_ray.catalog.catalog import Catalog
@@ -16,7 +15,6 @@ from mixpeek_ray.core.errors import (
     ModelNotDeployedError,
     ModelNotFoundError,
     NotFoundError,
-    RegistryUnavailableError,
     ValidationError,
 )
 from mixpeek_ray.core.records import DeploymentStatus, ModelKind, ModelState, Principal
@@ -28,17 +26,7 @@ if TYPE_CHECKING:
 
 # How long the registry's word on a custom model is believed: what is undeployed or replaced stops answering this soon.
 _TRUST_S = 2.0
-# What a replica remembers of custom models; the oldest go first.
-_MAX_REMEMBERED = 10_000
 _BUILTIN = "builtin"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
-    """What the registry said of a model to an organisation."""
-
-    ref: ModelRef
-    given_at: float
 
 
 class ReplicaModels:
@@ -49,7 +37,7 @@ class ReplicaModels:
         self._catalog = catalog
         self._timeout_s = timeout_s
         # By organisation and model: what one may use, another may not even know of.
-        self._answers: dict[tuple[str, ModelKey], _Answer] = {}
+        self._answers = RememberedAnswers[tuple[str, ModelKey], ModelRef](trust_s=_TRUST_S)
 
     async def find(self, principal: Principal, name: str) -> ModelRef:
         """Return which model ``principal`` means by ``name``: a built-in one, or ``{namespace}/{model_id}``.
@@ -80,34 +68,18 @@ class ReplicaModels:
         return describe(source, ref.name), source
 
     async def _find_custom(self, principal: Principal, key: ModelKey) -> ModelRef:
-        organization_id = principal.organization.organization_id
-        known = self._answers.get((organization_id, key))
-        if known is not None and time.monotonic() - known.given_at < _TRUST_S:
-            return known.ref
+        asked = (principal.organization.organization_id, key)
+        return await self._answers.get(asked, lambda: self._ask(asked))
+
+    async def _ask(self, asked: tuple[str, ModelKey]) -> ModelRef:
         try:
-            state: ModelState = await call(self._registry.get_model.remote(organization_id, key), self._timeout_s)
-            ref = known.ref if known is not None and _comes_back(state, known.ref) else _usable(state, key)
-        except RegistryUnavailableError:
-            if known is None:
-                raise
-            # What served a moment ago goes on: without the registry nobody can have undeployed it.
-            return known.ref
+            state: ModelState = await call(self._registry.get_model.remote(*asked), self._timeout_s)
         except NotFoundError:
-            self._answers.pop((organization_id, key), None)
             raise ModelNotFoundError(MODEL_NOT_FOUND, field="model") from None
-        self._remember((organization_id, key), ref)
-        return ref
-
-    def _remember(self, asked: tuple[str, ModelKey], ref: ModelRef) -> None:
-        self._answers.pop(asked, None)
-        self._answers[asked] = _Answer(ref=ref, given_at=time.monotonic())
-        if len(self._answers) > _MAX_REMEMBERED:
-            del self._answers[next(iter(self._answers))]
-
-
-def _comes_back(state: ModelState, ref: ModelRef) -> bool:
-    # A registry that was restarted is fetching the weights again: who views them already need not wait for that.
-    return state.status is DeploymentStatus.PENDING and state.manifest.archive_sha256 == ref.content
+        known = self._answers.last(asked)
+        if known is not None and state.is_coming_back(known.content):
+            return known
+        return _usable(state, asked[1])
 
 
 def _usable(state: ModelState, key: ModelKey) -> ModelRef:

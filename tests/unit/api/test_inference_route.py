@@ -10,7 +10,7 @@ import cohere
 import pytest
 from custom_models import custom_model
 
-from mixpeek_ray.api import custom_families
+from mixpeek_ray.api import custom_families, remembered
 from mixpeek_ray.catalog.catalog import parse_catalog
 from mixpeek_ray.core import limits
 from mixpeek_ray.core.errors import InputTooLongError, InvalidCatalogError, OverloadedError, RegistryUnavailableError
@@ -321,9 +321,10 @@ async def test_built_in_models_need_no_registry(api):
     assert (await _infer(api, {"model": E5} | TEXT)).status_code == 200
 
 
-async def test_custom_models_that_answered_outlive_the_registry(api, monkeypatch):
-    api.have(custom_model(), custom_model("unasked"))
+async def test_custom_models_that_answered_outlive_the_registry(make_api, monkeypatch):
     monkeypatch.setattr(custom_families, "_TRUST_S", 0.0)
+    api = make_api()
+    api.have(custom_model(), custom_model("unasked"))
     mine = {"inference_name": "ns_acme/mine_1_0_0"} | TEXT
     assert (await _infer(api, mine)).status_code == 200
     api.platform.failures["get_model"] = RegistryUnavailableError("The model registry does not answer.")
@@ -333,9 +334,10 @@ async def test_custom_models_that_answered_outlive_the_registry(api, monkeypatch
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "registry_unavailable")
 
 
-async def test_the_registry_is_not_asked_for_every_call(api, monkeypatch):
-    api.have(custom_model())
+async def test_the_registry_is_not_asked_for_every_call(make_api, monkeypatch):
     monkeypatch.setattr(custom_families, "_TRUST_S", 3600.0)
+    api = make_api()
+    api.have(custom_model())
     for _ in range(3):
         assert (await _infer(api, {"inference_name": "ns_acme/mine_1_0_0"} | TEXT)).status_code == 200
     assert api.platform.calls.count("get_model") == 1
@@ -343,10 +345,11 @@ async def test_the_registry_is_not_asked_for_every_call(api, monkeypatch):
     assert (await _infer(api, wrong, **{"X-Namespace": "ns_acme"})).status_code == 404
 
 
-async def test_what_the_gateway_remembers_is_bounded(api, monkeypatch):
-    api.have(*(custom_model(name) for name in ("one", "two", "three")))
+async def test_what_the_gateway_remembers_is_bounded(make_api, monkeypatch):
     monkeypatch.setattr(custom_families, "_TRUST_S", 3600.0)
-    monkeypatch.setattr(custom_families, "_MAX_REMEMBERED", 2)
+    monkeypatch.setattr(remembered, "_MAX_REMEMBERED", 2)
+    api = make_api()
+    api.have(*(custom_model(name) for name in ("one", "two", "three")))
     for name in ("one", "two", "three", "two", "one"):
         await _infer(api, {"inference_name": f"ns_acme/{name}_1_0_0"} | TEXT)
     assert api.platform.calls.count("get_model") == 4
