@@ -15,7 +15,7 @@ MAX_MODELS = 200
 
 @dataclass(slots=True)
 class Sum:
-    """Rows being added up."""
+    """Requests, or rows of them, being added up."""
 
     requests: int = 0
     items: int = 0
@@ -33,6 +33,19 @@ class Sum:
         self.max_latency_s = max(self.max_latency_s, row.max_latency_s)
         self.latencies.merge(row.latencies)
 
+    def row(self, began_s: int, key: TrafficKey) -> TrafficRow:
+        """Return the sum as one row."""
+        return TrafficRow(
+            began_s=began_s,
+            key=key,
+            requests=self.requests,
+            items=self.items,
+            tokens=self.tokens,
+            latency_s=self.latency_s,
+            max_latency_s=self.max_latency_s,
+            latencies=self.latencies.items(),
+        )
+
 
 def merged(rows: Iterable[TrafficRow], *, period_s: int) -> list[TrafficRow]:
     """Return one row for each key and period of ``period_s`` seconds, the rarest models of a namespace as one."""
@@ -42,19 +55,7 @@ def merged(rows: Iterable[TrafficRow], *, period_s: int) -> list[TrafficRow]:
     for row in rows:
         key = row.key.without_model() if _model(row.key) in rare else row.key
         sums.setdefault((row.began_s - row.began_s % period_s, key), Sum()).add(row)
-    return [
-        TrafficRow(
-            began_s=began_s,
-            key=key,
-            requests=total.requests,
-            items=total.items,
-            tokens=total.tokens,
-            latency_s=total.latency_s,
-            max_latency_s=total.max_latency_s,
-            latencies=total.latencies.items(),
-        )
-        for (began_s, key), total in sums.items()
-    ]
+    return [total.row(began_s, key) for (began_s, key), total in sums.items()]
 
 
 def _model(key: TrafficKey) -> tuple[str, str, str, str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from mixpeek_ray.analytics.histogram import LatencyHistogram
+from mixpeek_ray.analytics.merging import Sum
 from mixpeek_ray.analytics.records import TrafficKey, TrafficRow
 from mixpeek_ray.core.logs import get_logger
 
@@ -19,16 +18,6 @@ MINUTE_S = 60
 _MAX_CELLS, _MOST_CELLS = 4_096, 8_192
 
 
-@dataclass(slots=True)
-class _Cell:
-    requests: int = 0
-    items: int = 0
-    tokens: int = 0
-    latency_s: float = 0.0
-    max_latency_s: float = 0.0
-    latencies: LatencyHistogram = field(default_factory=LatencyHistogram)
-
-
 class TrafficRecorder:
     """Counts requests by minute and key until they are drained; any thread may use it."""
 
@@ -36,7 +25,7 @@ class TrafficRecorder:
         """``clock``: seconds since 1970."""
         self._clock = clock
         self._lock = threading.Lock()
-        self._cells: dict[tuple[int, TrafficKey], _Cell] = {}
+        self._cells: dict[tuple[int, TrafficKey], Sum] = {}
         self._lost = 0
 
     def record(self, key: TrafficKey, *, latency_s: float, items: int, tokens: int) -> None:
@@ -62,24 +51,12 @@ class TrafficRecorder:
             lost, self._lost = self._lost, 0
         if lost:
             _log.warning("%d requests were not counted: analytics did not answer for too long", lost)
-        return tuple(
-            TrafficRow(
-                began_s=minute_s,
-                key=key,
-                requests=cell.requests,
-                items=cell.items,
-                tokens=cell.tokens,
-                latency_s=cell.latency_s,
-                max_latency_s=cell.max_latency_s,
-                latencies=cell.latencies.items(),
-            )
-            for (minute_s, key), cell in cells.items()
-        )
+        return tuple(cell.row(minute_s, key) for (minute_s, key), cell in cells.items())
 
-    def _new_cell(self, minute_s: int, key: TrafficKey) -> _Cell | None:
+    def _new_cell(self, minute_s: int, key: TrafficKey) -> Sum | None:
         place = (minute_s, key)
         if len(self._cells) >= _MAX_CELLS:
             place = (minute_s, key.without_model())
         if place not in self._cells and len(self._cells) >= _MOST_CELLS:
             return None
-        return self._cells.setdefault(place, _Cell())
+        return self._cells.setdefault(place, Sum())
