@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import ray
-
 from mixpeek_ray.core.errors import MixpeekError, RegistryUnavailableError, UnavailableError
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.records import Principal
 from mixpeek_ray.core.settings import Settings
-from mixpeek_ray.registry.bootstrap import HEAD_NODE
+from mixpeek_ray.registry.bootstrap import head_actor
 from mixpeek_ray.registry.calls import call
-from mixpeek_ray.registry.handles import RAY_NAMESPACE
 from mixpeek_ray.store.factory import open_store
 
 if TYPE_CHECKING:
@@ -119,21 +116,8 @@ class AnalyticsClient:
 
 def ensure_analytics(settings: Settings) -> Any:
     """Return a handle of the analytics actor, creating the actor unless it is there."""
-    return (
-        ray.remote(Analytics)
-        .options(
-            name=ANALYTICS_NAME,
-            namespace=RAY_NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_task_retries=_TASK_RETRIES,
-            max_concurrency=_CONCURRENCY,
-            num_cpus=0,
-            resources=HEAD_NODE,
-        )
-        .remote(store_url=settings.resolved_store_url, retention_days=settings.analytics_days)
-    )
+    actor = head_actor(Analytics, ANALYTICS_NAME, max_task_retries=_TASK_RETRIES, max_concurrency=_CONCURRENCY)
+    return actor.remote(store_url=settings.resolved_store_url, retention_days=settings.analytics_days)
 
 
 async def _answer(asked: Any) -> Any:

@@ -14,7 +14,7 @@ from mixpeek_ray.registry.inspector import INSPECTOR_CONCURRENCY, INSPECTOR_NAME
 
 # Ray gives the head node one of these: the actors live there, because the head is the node whose loss ends the cluster
 # anyway, so they survive every other node. (An owner that dies takes its ObjectRefs along.)
-HEAD_NODE = {"node:__internal_head__": 0.001}
+_HEAD_NODE = {"node:__internal_head__": 0.001}
 # Calls queue here while the registry restarts (0.6 s measured); the caller's own time limit ends the wait.
 _REGISTRY_TASK_RETRIES = 5
 # Requests that wait for a deploy each hold a place.
@@ -39,39 +39,33 @@ def ensure_registry(settings: Settings) -> Any:
         model_idle_s=settings.model_idle_s,
         warm_models=tuple(catalog.find(name).name for name in settings.warm_model_names),
     )
-    return (
-        ray.remote(ModelRegistry)
-        .options(
-            name=REGISTRY_NAME,
-            namespace=RAY_NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_task_retries=_REGISTRY_TASK_RETRIES,
-            max_concurrency=_REGISTRY_CONCURRENCY,
-            num_cpus=0,
-            resources=HEAD_NODE,
-        )
-        .remote(config)
+    actor = head_actor(
+        ModelRegistry, REGISTRY_NAME, max_task_retries=_REGISTRY_TASK_RETRIES, max_concurrency=_REGISTRY_CONCURRENCY
     )
+    return actor.remote(config)
 
 
 def ensure_inspector(settings: Settings) -> Any:
     """Return a handle of the inspector actor, creating the actor unless it is there."""
-    return (
-        ray.remote(ArchiveInspector)
-        .options(
-            name=INSPECTOR_NAME,
-            namespace=RAY_NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_task_retries=1,
-            max_concurrency=INSPECTOR_CONCURRENCY,
-            num_cpus=0,
-            resources=HEAD_NODE,
-        )
-        .remote(store_url=settings.resolved_store_url, spool_dir=_spool_dir(settings))
+    actor = head_actor(ArchiveInspector, INSPECTOR_NAME, max_task_retries=1, max_concurrency=INSPECTOR_CONCURRENCY)
+    return actor.remote(store_url=settings.resolved_store_url, spool_dir=_spool_dir(settings))
+
+
+def head_actor(actor_class: type, name: str, *, max_task_retries: int, max_concurrency: int) -> Any:
+    """Return what makes, with ``remote``, the detached actor ``name`` on the head node, or finds it there.
+
+    It is restarted for ever.
+    """
+    return ray.remote(actor_class).options(
+        name=name,
+        namespace=RAY_NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=max_task_retries,
+        max_concurrency=max_concurrency,
+        num_cpus=0,
+        resources=_HEAD_NODE,
     )
 
 
