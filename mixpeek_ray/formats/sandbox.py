@@ -9,7 +9,6 @@ import os
 import pickle
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any, TypeVar, TypeVarTuple
 from mixpeek_ray.core import errors
 from mixpeek_ray.core.errors import DecompressionLimitError, InvalidWeightsError, UnavailableError
 from mixpeek_ray.core.limits import MIB
+from mixpeek_ray.formats.child_process import start_child
 from mixpeek_ray.formats.sandbox_server import LIMIT, TIMED_OUT, TRAILER, Call, Outcome
 
 _Result = TypeVar("_Result")
@@ -173,16 +173,7 @@ class _ServerHandle:
     def _start(self) -> socket.socket:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(
-                # -P: never import from the working directory.
-                [sys.executable, "-P", "-c", _BOOTSTRAP, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                # Ctrl-C is for the caller, which may still want an answer.
-                start_new_session=True,
-            )
+            self._process = start_child(_BOOTSTRAP, theirs, kept=_KEPT_ENVIRONMENT, fixed=_FIXED_ENVIRONMENT)
         return self._control
 
     def _stop(self) -> None:
@@ -203,11 +194,6 @@ def _receive(stream: socket.socket, deadline: float) -> bytes:
         if len(parts) > _MAX_REPLY_BYTES:
             raise InvalidWeightsError("The weight file holds more than can be described: upload a smaller model.")
     return bytes(parts)
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    return {**kept, **_FIXED_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 _server = _ServerHandle()

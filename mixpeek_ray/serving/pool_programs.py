@@ -6,13 +6,13 @@ import os
 import pickle
 import socket
 import subprocess
-import sys
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mixpeek_ray.core.errors import InvalidWeightsError, UnavailableError, ValidationError
 from mixpeek_ray.core.logs import get_logger
+from mixpeek_ray.formats.child_process import start_child
 from mixpeek_ray.loading.shared_files import file_behind, open_shared
 from mixpeek_ray.servables.base import NamedArrays, Parameters, ServableSpec, Task, unknown_tensor
 from mixpeek_ray.servables.script_frames import BadFrameError, Frame, receive, send
@@ -138,15 +138,7 @@ class _Host:
     def _start(self) -> socket.socket:
         self._stream, theirs = socket.socketpair()
         with theirs:
-            self.process = subprocess.Popen(
-                # -P: never import from the working directory.
-                [sys.executable, "-P", "-c", _BOOTSTRAP, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            self.process = start_child(_BOOTSTRAP, theirs, kept=_KEPT_ENVIRONMENT)
         return self._stream
 
     def _stop(self) -> None:
@@ -174,8 +166,3 @@ def _load_frame(model: DeployedModel, key: str) -> tuple[int | None, Frame]:
 
 def _shown(reply: Frame) -> str:
     return ascii(", ".join(reply.names)[:80])[1:-1]
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
