@@ -6,49 +6,32 @@ so any replica can compute any model that a path names.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig
 from starlette.types import ASGIApp
 
 from mixpeek_ray.core.limits import GIB
 from mixpeek_ray.core.settings import get_settings
 from mixpeek_ray.serving.ingress import at_root, harden_replica, leave_request_id_to_serve
+from mixpeek_ray.serving.scaling import REPLICA_OPTIONS, ReplicaArgs, scaling_options
 
 # A replica computes a model's requests together; more of them than this ask for another replica.
 _TARGET_ONGOING_REQUESTS = 32
-# Longer than a burst's first second, shorter than what a caller waits for.
-_UPSCALE_DELAY_S = 5.0
 
 
-class PoolArgs(BaseModel):
+class PoolArgs(ReplicaArgs):
     """The `args` of a pool application in `serve_config.yaml`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    # What a replica asks Ray for. It computes with as many threads, at least one.
-    num_cpus: float = Field(default=0.25, gt=0)
-    # Default: half of the head node's cores.
-    max_replicas: int | None = Field(default=None, ge=1)
     # Models that a replica keeps open, and the memory of its own that they may take: what no view is.
     max_models: int = Field(default=500, ge=1)
     max_private_gb: float = Field(default=2.0, gt=0)
 
 
-@serve.deployment(
-    # The application sheds load itself, by the time that requests would wait.
-    max_ongoing_requests=10_000,
-    # A dead replica is noticed within three periods.
-    health_check_period_s=1,
-    health_check_timeout_s=5,
-    # The application logs every request itself, with its ids.
-    logging_config={"enable_access_log": False},
-)
+@serve.deployment(**REPLICA_OPTIONS)
 @serve.ingress()
 class Pool:
     """One replica: the HTTP application over the models that were asked for last."""
@@ -71,13 +54,5 @@ def build(args: Mapping[str, Any]) -> Application:
     deployment: Any = Pool
     return deployment.options(
         name="models",
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=0,
-            initial_replicas=0,
-            max_replicas=chosen.max_replicas or max(1, (os.cpu_count() or 1) // 2),
-            target_ongoing_requests=_TARGET_ONGOING_REQUESTS,
-            upscale_delay_s=_UPSCALE_DELAY_S,
-            downscale_delay_s=get_settings().model_idle_s,
-        ),
-        ray_actor_options={"num_cpus": chosen.num_cpus},
+        **scaling_options(chosen, get_settings(), target_ongoing_requests=_TARGET_ONGOING_REQUESTS),
     ).bind(chosen)

@@ -6,20 +6,18 @@ this one deployment: weights are views of the node's copy, so any replica can co
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig
 from starlette.types import ASGIApp
 
 from mixpeek_ray.catalog.cards import Family
 from mixpeek_ray.core.settings import get_settings
 from mixpeek_ray.serving.applications import APPLICATIONS, warm_cards
 from mixpeek_ray.serving.ingress import at_root, harden_replica, leave_request_id_to_serve
+from mixpeek_ray.serving.scaling import REPLICA_OPTIONS, ReplicaArgs, scaling_options
 
 if TYPE_CHECKING:
     from mixpeek_ray.batching.requests import Computed, RerankRequest, TextRequest
@@ -28,32 +26,16 @@ if TYPE_CHECKING:
 
 # A replica computes this many requests together about as fast as one; more of them ask for another replica.
 _TARGET_ONGOING_REQUESTS = 64
-# Longer than a burst's first second, shorter than what a caller waits for.
-_UPSCALE_DELAY_S = 5.0
 
 
-class TextArgs(BaseModel):
+class TextArgs(ReplicaArgs):
     """The `args` of a text application in `serve_config.yaml`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     # Whose application this is: it decides which warm models its first replica loads.
     family: Family
-    # What a replica asks Ray for. It computes with as many threads, at least one.
-    num_cpus: float = Field(default=0.25, gt=0)
-    # Default: half of the head node's cores.
-    max_replicas: int | None = Field(default=None, ge=1)
 
 
-@serve.deployment(
-    # The application sheds load itself, by the time that requests would wait.
-    max_ongoing_requests=10_000,
-    # A dead replica is noticed within three periods.
-    health_check_period_s=1,
-    health_check_timeout_s=5,
-    # The application logs every request itself, with its ids.
-    logging_config={"enable_access_log": False},
-)
+@serve.deployment(**REPLICA_OPTIONS)
 @serve.ingress()
 class Text:
     """One replica: the HTTP application over a pool of models, and the same engine for the gateway's handle."""
@@ -101,13 +83,5 @@ def build(args: Mapping[str, Any]) -> Application:
     deployment: Any = Text
     return deployment.options(
         name=APPLICATIONS[chosen.family],
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=first,
-            initial_replicas=first,
-            max_replicas=chosen.max_replicas or max(1, (os.cpu_count() or 1) // 2),
-            target_ongoing_requests=_TARGET_ONGOING_REQUESTS,
-            upscale_delay_s=_UPSCALE_DELAY_S,
-            downscale_delay_s=settings.model_idle_s,
-        ),
-        ray_actor_options={"num_cpus": chosen.num_cpus},
+        **scaling_options(chosen, settings, target_ongoing_requests=_TARGET_ONGOING_REQUESTS, min_replicas=first),
     ).bind(chosen.family)

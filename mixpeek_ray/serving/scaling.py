@@ -1,0 +1,53 @@
+"""How applications that compute run on Serve: what their replicas have in common, and when there are more of them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray.serve.config import AutoscalingConfig
+
+from mixpeek_ray.core.settings import Settings
+
+# Longer than a burst's first second, shorter than what a caller waits for.
+_UPSCALE_DELAY_S = 5.0
+
+# What `serve.deployment` takes for a replica that computes.
+REPLICA_OPTIONS: dict[str, Any] = {
+    # The application sheds load itself, by the time that requests would wait.
+    "max_ongoing_requests": 10_000,
+    # A dead replica is noticed within three periods.
+    "health_check_period_s": 1,
+    "health_check_timeout_s": 5,
+    # The application logs every request itself, with its ids.
+    "logging_config": {"enable_access_log": False},
+}
+
+
+class ReplicaArgs(BaseModel):
+    """What the `args` of every application that computes may say in `serve_config.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # What a replica asks Ray for. It computes with as many threads, at least one.
+    num_cpus: float = Field(default=0.25, gt=0)
+    # Default: half of the head node's cores.
+    max_replicas: int | None = Field(default=None, ge=1)
+
+
+def scaling_options(
+    args: ReplicaArgs, settings: Settings, *, target_ongoing_requests: int, min_replicas: int = 0
+) -> dict[str, Any]:
+    """Return the options of a deployment that has ``min_replicas`` while nobody uses it, and more when many do."""
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=min_replicas,
+            initial_replicas=min_replicas,
+            max_replicas=args.max_replicas or max(1, (os.cpu_count() or 1) // 2),
+            target_ongoing_requests=target_ongoing_requests,
+            upscale_delay_s=_UPSCALE_DELAY_S,
+            downscale_delay_s=settings.model_idle_s,
+        ),
+        "ray_actor_options": {"num_cpus": args.num_cpus},
+    }
