@@ -202,7 +202,7 @@ HARMLESS: dict[str, Files] = {
     "a vocabulary with such words": {"vocab.json": text({"auto_map": 1}), "tokenizer.json": text({"auto_map": "x"})},
     "labels with such names": plain(label2id={"auto_map": 1}, id2label={"1": "auto_map"}),
     "where the tokenizer was saved": {
-        "tokenizer_config.json": text({"name_or_path": "/root/x", "special_tokens_map_file": "/root/x.json"})
+        "tokenizer_config.json": text({"name_or_path": "/saved/x", "special_tokens_map_file": "/saved/x.json"})
     },
     "where the data was": plain(data_path="/data/train"),
     "an activation by name": plain(activation_function="gelu", sbert_ce_default_activation_function="torch.nn.Sigmoid"),
