@@ -247,6 +247,7 @@ class ModelRegistry(AliasCalls):
 
     async def report_progress(self, key: ModelKey, attempt: int, bytes_done: int) -> None:
         """Take note of how far a materialization is."""
+        self._deployer.begun(key, attempt)
         self._catalog.progressed(key, attempt, bytes_done)
 
     # Built-in models

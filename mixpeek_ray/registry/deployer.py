@@ -22,6 +22,7 @@ from mixpeek_ray.core.records import (
     DeploymentStatus,
     ModelManifest,
     ModelState,
+    ResourceRequest,
 )
 from mixpeek_ray.registry import materialize
 from mixpeek_ray.registry.capacity import check_capacity
@@ -35,6 +36,11 @@ _log = get_logger(__name__)
 # Waits between attempts to bring back a model after a restart: the store or a node may need minutes to return.
 _FIRST_RETRY_S = 1.0
 _LAST_RETRY_S = 30.0
+# A task that has not begun by then waits for what others hold, perhaps for ever: replicas give nothing back while they
+# are in use. A new worker process starts in 1-3 s.
+_ROOM_S = 5.0
+# Tasks at work beyond what the cluster has room for: each reads an archive, and computes hashes on one core.
+_MAX_UNRESERVED = 2
 
 
 @dataclass(kw_only=True)
@@ -44,6 +50,7 @@ class _Attempt:
     number: int
     # Set for a model that was deployed before a restart: nobody is there to deploy it again, so it is tried for ever.
     resumed: bool
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     contents_ref: Any = None
     task: asyncio.Task[None] | None = None
@@ -68,6 +75,7 @@ class Deployer:
         self._spool_dir = spool_dir
         self._deployed: dict[ModelKey, MaterializedRefs] = {}
         self._attempts: dict[ModelKey, _Attempt] = {}
+        self._unreserved = asyncio.Semaphore(_MAX_UNRESERVED)
 
     def refs(self, key: ModelKey) -> MaterializedRefs:
         """Return what holds a deployed model in the cluster."""
@@ -119,6 +127,12 @@ class Deployer:
                 ray.cancel(attempt.contents_ref)
             attempt.ended.set()
 
+    def begun(self, key: ModelKey, number: int) -> None:
+        """Take note that an attempt's task is at work."""
+        attempt = self._attempts.get(key)
+        if attempt is not None and attempt.number == number:
+            attempt.begun.set()
+
     async def wait(self, key: ModelKey, timeout_s: float) -> None:
         """Return when the model's current attempt has ended, or after ``timeout_s``."""
         attempt = self._attempts.get(key)
@@ -155,8 +169,18 @@ class Deployer:
 
     async def _materialize(self, key: ModelKey, manifest: ModelManifest, attempt: _Attempt) -> None:
         job = MaterializeJob.of(manifest, attempt=attempt.number, store_url=self._store_url, spool_dir=self._spool_dir)
-        refs = materialize.submit(job, name=f"materialize:{key.namespace_id}/{key.model_id}")
-        attempt.contents_ref = refs.contents
+        refs = _submit(job, attempt, job.resources)
+        try:
+            await asyncio.wait_for(attempt.begun.wait(), _ROOM_S)
+        except TimeoutError:
+            ray.cancel(refs.contents)
+            async with self._unreserved:
+                if self._catalog.is_current(key, attempt.number):
+                    await self._hold(key, attempt, _submit(job, attempt, None))
+        else:
+            await self._hold(key, attempt, refs)
+
+    async def _hold(self, key: ModelKey, attempt: _Attempt, refs: MaterializedRefs) -> None:
         contents: ArchiveContents = await refs.contents
         if not self._catalog.is_current(key, attempt.number):
             return
@@ -188,6 +212,12 @@ class Deployer:
         if self._attempts.get(key) is attempt:
             del self._attempts[key]
         attempt.ended.set()
+
+
+def _submit(job: MaterializeJob, attempt: _Attempt, resources: ResourceRequest | None) -> MaterializedRefs:
+    refs = materialize.submit(job, resources, name=f"materialize:{job.model.namespace_id}/{job.model.model_id}")
+    attempt.contents_ref = refs.contents
+    return refs
 
 
 def _as_mixpeek_error(error: Exception) -> MixpeekError:

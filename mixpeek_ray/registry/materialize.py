@@ -71,22 +71,28 @@ class MaterializedRefs:
     companions: Any
 
 
-def submit(job: MaterializeJob, *, name: str) -> MaterializedRefs:
-    """Start the task with the model's own resources."""
-    contents, weights, companions = _TASK.options(
-        name=name,
-        num_cpus=job.resources.num_cpus,
-        num_gpus=job.resources.num_gpus,
-        memory=job.resources.memory_bytes,
-    ).remote(job)
+def submit(job: MaterializeJob, resources: ResourceRequest | None, *, name: str) -> MaterializedRefs:
+    """Start the task, reserving ``resources`` of a node; None: nothing, so that it begins on a full cluster too."""
+    options = (
+        {"num_cpus": 0}
+        if resources is None
+        else {
+            "num_cpus": resources.num_cpus,
+            "num_gpus": resources.num_gpus,
+            "memory": resources.memory_bytes,
+        }
+    )
+    contents, weights, companions = _TASK.options(name=name, **options).remote(job)
     return MaterializedRefs(contents=contents, weights=weights, companions=companions)
 
 
 def _materialize(
     job: MaterializeJob,
 ) -> tuple[ArchiveContents, tuple[WeightIndex, NDArray[np.uint8]], tuple[Companion, ...]]:
+    progress = _Progress(job)
+    progress.report(0)
     with work_folder(job.spool_dir) as folder:
-        packed = _pack(job, folder)
+        packed = _pack(job, folder, progress)
         weights_bytes = packed.contents.weights_bytes
         # Known only now where the archive was too large to be checked on upload.
         check_capacity(job.resources, weights_bytes=weights_bytes)
@@ -95,7 +101,7 @@ def _materialize(
     return packed.contents, (packed.index, data), packed.companions
 
 
-def _pack(job: MaterializeJob, work_dir: Path) -> PackedArchive:
+def _pack(job: MaterializeJob, work_dir: Path, progress: _Progress) -> PackedArchive:
     from mixpeek_ray.formats.inspect import pack_archive
 
     store = open_store(job.store_url)
@@ -104,17 +110,28 @@ def _pack(job: MaterializeJob, work_dir: Path) -> PackedArchive:
     except FileNotFoundError:
         raise MixpeekError("The model's archive is missing from the store: upload the version again.") from None
     with stream:
-        reader = cast("BinaryIO", _ReportingReader(stream, job))
+        reader = cast("BinaryIO", _ReportingReader(stream, progress))
         return pack_archive(reader, job.model_format, work_dir, expected_sha256=job.archive_sha256)
 
 
-class _ReportingReader:
-    """Reads from a stream and tells the registry, now and then, how far it is."""
+class _Progress:
+    """Tells the registry how far a task is. Nobody waits for the answer: a registry that is gone holds up no work."""
 
-    def __init__(self, stream: BinaryIO, job: MaterializeJob) -> None:
-        self._stream = stream
+    def __init__(self, job: MaterializeJob) -> None:
         self._job = job
         self._registry = find_registry()
+
+    def report(self, bytes_done: int) -> None:
+        """Tell it; 0 says that the task has begun."""
+        self._registry.report_progress.remote(self._job.model, self._job.attempt, bytes_done)
+
+
+class _ReportingReader:
+    """Reads from a stream and reports, now and then, how far it is."""
+
+    def __init__(self, stream: BinaryIO, progress: _Progress) -> None:
+        self._stream = stream
+        self._progress = progress
         self._done_bytes = 0
         self._reported_at = time.monotonic()
 
@@ -123,8 +140,7 @@ class _ReportingReader:
         self._done_bytes += len(data)
         if time.monotonic() - self._reported_at >= _REPORT_PERIOD_S:
             self._reported_at = time.monotonic()
-            # Nobody waits for the answer: a registry that is gone does not hold up the work.
-            self._registry.report_progress.remote(self._job.model, self._job.attempt, self._done_bytes)
+            self._progress.report(self._done_bytes)
         return data
 
 

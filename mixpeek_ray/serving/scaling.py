@@ -30,8 +30,9 @@ class ReplicaArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # What a replica asks Ray for. It computes with as many threads, at least one.
-    num_cpus: float = Field(default=0.25, gt=0)
+    # What a replica asks Ray for. It computes with as many threads, at least one. Six applications awake leave most of
+    # two cores to deploys and jobs: they are seldom busy at once.
+    num_cpus: float = Field(default=0.1, gt=0)
     # Default: half of the head node's cores.
     max_replicas: int | None = Field(default=None, ge=1)
 

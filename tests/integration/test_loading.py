@@ -199,3 +199,18 @@ def test_versions_lie_side_by_side(driver: Any, http: httpx.Client, namespace: s
     for model_id, value in ((first, 1.0), (second, 2.0)):
         driver.get(worker.load.remote(model_id, namespace))
         assert driver.get(worker.read.remote("w")).eq(value).all()
+
+
+class Occupant:
+    """Holds what it reserved."""
+
+
+def test_a_deploy_does_not_wait_for_cpus_that_others_hold(driver: Any, http: httpx.Client, namespace: str) -> None:
+    # In tenths, as every request of the platform is: less than a model asks for is left.
+    free = int(driver.available_resources()["CPU"] * 10) / 10
+    occupant = driver.remote(Occupant).options(num_cpus=free).remote()
+    try:
+        driver.get(occupant.__ray_ready__.remote())
+        deployed(http, namespace, {"weight": torch.ones(2)})
+    finally:
+        driver.kill(occupant)
