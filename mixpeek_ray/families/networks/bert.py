@@ -14,10 +14,9 @@ import torch
 from torch.nn import functional
 
 from mixpeek_ray.core.errors import InvalidWeightsError
-from mixpeek_ray.families.networks.base import Run, TokenBatch
+from mixpeek_ray.families.networks.base import TokenBatch
+from mixpeek_ray.families.networks.bert_layers import AnyLinear, BertLayer, BertLayers
 from mixpeek_ray.families.networks.layers import PACKED_AT_MOST_BYTES, LayerNorm, Linear, PackedLinear, can_pack
-
-AnyLinear = Linear | PackedLinear
 
 _TABLE = "embeddings.word_embeddings.weight"
 # Model types of this architecture, and whether positions count from behind the padding id, as RoBERTa's do.
@@ -74,18 +73,6 @@ class Tensors:
             ) from None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Layer:
-    query: AnyLinear
-    key: AnyLinear
-    value: AnyLinear
-    attended: AnyLinear
-    attended_norm: LayerNorm
-    up: AnyLinear
-    down: AnyLinear
-    down_norm: LayerNorm
-
-
 class BertEncoder:
     """Last hidden states of BERT."""
 
@@ -96,13 +83,13 @@ class BertEncoder:
         """
         self.epsilon = float(config.get("layer_norm_eps", 1e-12))
         self._tensors, self._dtype = tensors, dtype
-        self._heads = _size(config, "num_attention_heads")
         self._words = tensors.words
         self._positions = tensors.encoder("embeddings.position_embeddings.weight")
         self._types = tensors.encoder("embeddings.token_type_embeddings.weight")
         self._norm = self.norm(tensors.prefix + "embeddings.LayerNorm")
         self._packed = self._packs()
-        self._layers = [self._layer(index) for index in range(_size(config, "num_hidden_layers"))]
+        layers = [self._layer(index) for index in range(_size(config, "num_hidden_layers"))]
+        self._layers = BertLayers(layers, heads=_size(config, "num_attention_heads"), dtype=dtype)
         padding = config.get("pad_token_id", 1)
         behind_padding = _MODEL_TYPES[config["model_type"]] and isinstance(padding, int)
         self._first_position = padding + 1 if behind_padding else 0
@@ -125,12 +112,7 @@ class BertEncoder:
 
     def __call__(self, batch: TokenBatch) -> torch.Tensor:
         """Return float32 [tokens, width]."""
-        rows = self._embedded(batch)
-        runs = list(batch.runs())
-        for layer in self._layers:
-            rows = layer.attended_norm(rows + layer.attended(self._attend(layer, rows, runs)))
-            rows = layer.down_norm(rows + layer.down(functional.gelu(layer.up(rows))))
-        return rows
+        return self._layers(self._embedded(batch), list(batch.runs()))
 
     def _embedded(self, batch: TokenBatch) -> torch.Tensor:
         # Looked up as stored and added as float32, in the reference's order.
@@ -139,30 +121,14 @@ class BertEncoder:
         positions = functional.embedding(batch.positions + self._first_position, self._positions)
         return self._norm(words + types.float() + positions.float())
 
-    def _attend(self, layer: _Layer, rows: torch.Tensor, runs: list[Run]) -> torch.Tensor:
-        rows = rows.to(self._dtype)
-        query, key, value = layer.query(rows), layer.key(rows), layer.value(rows)
-        attended = [self._attend_run(run, query, key, value) for run in runs]
-        return attended[0] if len(attended) == 1 else torch.cat(attended)
-
-    def _attend_run(self, run: Run, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        shape = (run.texts, run.length, self._heads, -1)
-        # [texts, heads, tokens, width of a head]
-        queries, keys, values = (part[run.start : run.stop].view(shape).transpose(1, 2) for part in (query, key, value))
-        mask = None
-        if run.visible is not None:
-            mask = (torch.arange(run.length) < torch.tensor(run.visible).unsqueeze(1))[:, None, None, :]
-        found = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        return found.transpose(1, 2).reshape(run.stop - run.start, -1)
-
     def _packs(self) -> bool:
         inside = f"{self._tensors.prefix}encoder.layer."
         elements = sum(tensor.numel() for name, tensor in self._tensors.by_name.items() if name.startswith(inside))
         return elements * self._dtype.itemsize <= PACKED_AT_MOST_BYTES and can_pack()
 
-    def _layer(self, index: int) -> _Layer:
+    def _layer(self, index: int) -> BertLayer:
         inside = f"{self._tensors.prefix}encoder.layer.{index}."
-        return _Layer(
+        return BertLayer(
             query=self.linear(inside + "attention.self.query"),
             key=self.linear(inside + "attention.self.key"),
             value=self.linear(inside + "attention.self.value"),

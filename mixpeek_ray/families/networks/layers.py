@@ -32,16 +32,14 @@ class PackedLinear:
 
     def __init__(self, linear: Linear) -> None:
         """Copy the weight of ``linear``; needs ``can_pack()``."""
-        self._dtype, self._bias = linear.weight.dtype, linear.bias
+        self._dtype, self.bias = linear.weight.dtype, linear.bias
         # The operators that torch.compile emits for frozen weights: torch has no other way to keep a packed one.
         self._ops: Any = torch.ops.mkldnn
-        self._weight = self._ops._reorder_linear_weight(linear.weight, None)
+        self.weight: torch.Tensor = self._ops._reorder_linear_weight(linear.weight, None)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Return [tokens, out] in the weight's dtype."""
-        found: torch.Tensor = self._ops._linear_pointwise(
-            rows.to(self._dtype), self._weight, self._bias, "none", [], ""
-        )
+        found: torch.Tensor = self._ops._linear_pointwise(rows.to(self._dtype), self.weight, self.bias, "none", [], "")
         return found
 
 
