@@ -42,7 +42,13 @@ class Pool:
 
         harden_replica()
         bounds = PoolBounds(max_models=args.max_models, max_private_bytes=int(args.max_private_gb * GIB))
-        self._replica = await PoolReplica.connect(get_settings(), bounds)
+        application = serve.get_replica_context().app_name
+        self._replica = await PoolReplica.connect(get_settings(), bounds, application=application)
+
+    async def __del__(self) -> None:
+        # Serve awaits it when it stops a replica that it need not kill; one that did not start has no replica.
+        if hasattr(self, "_replica"):
+            await self._replica.close()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return leave_request_id_to_serve(at_root(self._replica.create_app()))

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from mixpeek_ray.api.assembly import behind_middleware, build_framework_app
 from mixpeek_ray.api.middleware.authentication import Authenticator
 from mixpeek_ray.api.oip_errors import OipErrors
-from mixpeek_ray.api.predict_ports import ModelServing, ServedModel
+from mixpeek_ray.api.predict_ports import DescribedModel, ModelServing, NamedModel, ServedModel
 from mixpeek_ray.api.routes.oip import OIP_MODELS, build_oip_models_router
 from mixpeek_ray.api.routes.predict import build_predict_router
 from mixpeek_ray.core.errors import UnavailableError
@@ -33,10 +33,19 @@ def create_predict_app(authenticator: Authenticator, serving: ModelServing, sett
 class ServedElsewhere:
     """Stands in the gateway for the pool, whose own applications take these routes where they are deployed."""
 
-    def use(self, principal: Principal, namespace_id: str, model_id: str) -> AbstractAsyncContextManager[ServedModel]:
+    def use(self, principal: Principal, named: NamedModel) -> AbstractAsyncContextManager[ServedModel]:
         """Raise ``UnavailableError``."""
-        del principal, namespace_id, model_id
-        raise UnavailableError(
-            "The application that computes custom models is not deployed: add `models` of serve_config.yaml to the "
-            "platform's configuration, or try again in a few seconds while it starts."
-        )
+        del principal, named
+        raise _not_deployed()
+
+    async def describe(self, principal: Principal, named: NamedModel) -> DescribedModel:
+        """Raise ``UnavailableError``."""
+        del principal, named
+        raise _not_deployed()
+
+
+def _not_deployed() -> UnavailableError:
+    return UnavailableError(
+        "The application that computes custom models is not deployed: add `models` of serve_config.yaml to the "
+        "platform's configuration, or try again in a few seconds while it starts."
+    )

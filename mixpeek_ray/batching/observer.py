@@ -83,13 +83,14 @@ class Observed:
     """A request under way: whoever learns which model answers, and what it read, says so here."""
 
     model: str | None = None
+    items: int = 0
     tokens: int = 0
 
 
 @contextmanager
-def observed(observer: Observer, principal: Principal, *, items: int) -> Iterator[Observed]:
+def observed(observer: Observer, principal: Principal, *, items: int = 0) -> Iterator[Observed]:
     """Tell ``observer`` of the request that is answered inside the block, however it ends."""
-    under_way = Observed()
+    under_way = Observed(items=items)
     status, error_code = _ANSWERED, ""
     started_s = time.perf_counter()
     try:
@@ -108,7 +109,7 @@ def observed(observer: Observer, principal: Principal, *, items: int) -> Iterato
             Request(
                 organization_id=principal.organization.organization_id,
                 model=under_way.model,
-                items=items,
+                items=under_way.items,
                 tokens=under_way.tokens,
                 latency_s=time.perf_counter() - started_s,
                 status=status,

@@ -97,6 +97,10 @@ class ServableSpec:
         first = {signature.shape[0] if signature.shape else None for signature in (*self.inputs, *self.outputs)}
         return len(first) == 1 and isinstance(first.pop(), str)
 
+    def rows_of(self, inputs: NamedArrays) -> int:
+        """Return how many rows checked ``inputs`` have; those of a model without rows are one."""
+        return len(next(iter(inputs.values()))) if self.has_rows else 1
+
 
 def unknown_tensor(name: str) -> TensorSignature:
     """Return the signature of an input of which only its name is known."""

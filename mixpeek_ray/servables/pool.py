@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from mixpeek_ray.batching.observer import Observer, Unobserved
 from mixpeek_ray.core.errors import OverloadedError
 from mixpeek_ray.servables.base import NamedArrays, Parameters, Servable, ServableRef, ServableSpec
 from mixpeek_ray.servables.memory import private_bytes, return_freed_memory
@@ -23,6 +25,14 @@ _MAX_WAITING_FOR_LOAD = 256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedServable:
+    """A servable, and how many bytes its weights have: views of what the node holds once."""
+
+    servable: Servable
+    shared_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class OpenModel:
     """A model that computes."""
 
@@ -31,6 +41,8 @@ class OpenModel:
     runner: Runner
     # What opening it added to the process's own memory; loads that ran beside it count in.
     private_bytes: int
+    # Its weights, which are views.
+    shared_bytes: int
 
     async def compute(self, inputs: NamedArrays, parameters: Parameters) -> NamedArrays:
         """Return the outputs. Raises ``ValidationError`` naming the input, ``OverloadedError``."""
@@ -55,12 +67,13 @@ class ServablePool:
 
     def __init__(
         self,
-        load: Callable[[ServableRef], Servable],
+        load: Callable[[ServableRef], LoadedServable],
         *,
         max_models: int,
         max_private_bytes: int,
         max_wait_s: float,
         measure: Callable[[], int] = private_bytes,
+        observer: Observer | None = None,
     ) -> None:
         """``load`` is called on a thread that may wait; ``max_wait_s``: see ``Runner``."""
         self._load = load
@@ -68,6 +81,7 @@ class ServablePool:
         self._max_private_bytes = max_private_bytes
         self._max_wait_s = max_wait_s
         self._measure = measure
+        self._observer = observer or Unobserved()
         # The one used last is the last.
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._closing: set[asyncio.Future[None]] = set()
@@ -123,14 +137,17 @@ class ServablePool:
         return entry
 
     async def _open(self, ref: ServableRef) -> OpenModel:
-        servable, taken = await asyncio.get_running_loop().run_in_executor(self._threads, self._measured_load, ref)
-        runner = Runner(servable, max_wait_s=self._max_wait_s, name=ref.name)
-        return OpenModel(ref=ref, spec=servable.spec, runner=runner, private_bytes=taken)
+        started_s = time.perf_counter()
+        loaded, taken = await asyncio.get_running_loop().run_in_executor(self._threads, self._measured_load, ref)
+        servable, shared_bytes = loaded.servable, loaded.shared_bytes
+        runner = Runner(servable, max_wait_s=self._max_wait_s, name=ref.name, observer=self._observer)
+        self._observer.loaded(ref.name, seconds=time.perf_counter() - started_s, shared_bytes=shared_bytes)
+        return OpenModel(ref=ref, spec=servable.spec, runner=runner, private_bytes=taken, shared_bytes=shared_bytes)
 
-    def _measured_load(self, ref: ServableRef) -> tuple[Servable, int]:
+    def _measured_load(self, ref: ServableRef) -> tuple[LoadedServable, int]:
         before = self._measure()
-        servable = self._load(ref)
-        return servable, max(0, self._measure() - before)
+        loaded = self._load(ref)
+        return loaded, max(0, self._measure() - before)
 
     def _opened(self, entry: _Entry) -> None:
         if _failed(entry.loading):
@@ -162,7 +179,9 @@ class ServablePool:
         """Close a model that is retired, open and unused."""
         if not entry.retired or entry.users or not entry.loading.done() or _failed(entry.loading):
             return
-        closing = asyncio.get_running_loop().run_in_executor(None, _close, entry.loading.result().runner)
+        model = entry.loading.result()
+        self._observer.unloaded(model.ref.name, shared_bytes=model.shared_bytes)
+        closing = asyncio.get_running_loop().run_in_executor(None, _close, model.runner)
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from mixpeek_ray.batching.observer import Batch, Observer, Unobserved
 from mixpeek_ray.core.errors import MixpeekError, OverloadedError, ValidationError
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.servables.base import NamedArrays, Parameters, Servable
@@ -31,6 +32,7 @@ class _Request(Work):
     done: asyncio.Future[NamedArrays]
     # The outcomes of its parts, in order; belongs to the event loop's thread.
     outcomes: list[NamedArrays] = field(default_factory=list)
+    arrived_s: float = field(default_factory=time.perf_counter)
 
 
 class Runner:
@@ -41,12 +43,13 @@ class Runner:
     joined once a first batch came out as its requests did alone: a graph may compute across rows.
     """
 
-    def __init__(self, servable: Servable, *, max_wait_s: float, name: str) -> None:
+    def __init__(self, servable: Servable, *, max_wait_s: float, name: str, observer: Observer | None = None) -> None:
         """Start the thread. ``max_wait_s``: longest wait for others' work that a new request may face."""
         self._servable = servable
         self._spec = servable.spec
         self._max_wait_s = max_wait_s
         self._name = name
+        self._observer = observer or Unobserved()
         self._queue: list[_Request] = []
         self._changed = threading.Condition()
         self._rows_per_s = 0.0
@@ -62,7 +65,7 @@ class Runner:
 
         Raises ``OverloadedError`` when there is too much to do before, and what the servable raises.
         """
-        rows = len(next(iter(inputs.values()))) if self._spec.has_rows else 1
+        rows = self._spec.rows_of(inputs)
         request = _Request(inputs=inputs, parameters=parameters, rows=rows, done=self._loop.create_future())
         with self._changed:
             self._admit()
@@ -104,8 +107,24 @@ class Runner:
                 if self._closed:
                     return
                 batch = self._take()
+            started_s = time.perf_counter()
             outcome = self._outcome(batch)
             self._loop.call_soon_threadsafe(outcome)
+            # The answers are on their way already.
+            self._observe(batch, started_s)
+
+    def _observe(self, batch: Sequence[Part[_Request]], started_s: float) -> None:
+        arrived_s = min((part.work.arrived_s for part in batch if part.start == 0), default=started_s)
+        self._observer.computed(
+            Batch(
+                model=self._name,
+                items=sum(part.stop - part.start for part in batch),
+                # Servables take arrays: how many tokens they make of a text is their own affair.
+                tokens=0,
+                waited_s=started_s - arrived_s,
+                waiting=len(self._queue),
+            )
+        )
 
     def _take(self) -> list[Part[_Request]]:
         """Return what is computed next: parts of the requests that fit the one whose turn it is."""

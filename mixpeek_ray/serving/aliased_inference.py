@@ -11,12 +11,7 @@ from mixpeek_ray.api.alias_resolver import AliasResolver
 from mixpeek_ray.api.custom_models import MODEL_NOT_FOUND, may_have_custom_models
 from mixpeek_ray.api.inference_ports import Computed, RerankRequest, TextInference, TextRequest
 from mixpeek_ray.core.aliases import AliasRef, parse_reference
-from mixpeek_ray.core.errors import (
-    AliasNotFoundError,
-    ModelNotDeployedError,
-    ModelNotFoundError,
-    NamespaceNotFoundError,
-)
+from mixpeek_ray.core.errors import AliasNotFoundError, ModelNotFoundError, NamespaceNotFoundError
 from mixpeek_ray.core.records import Principal
 from mixpeek_ray.families.base import FloatArray, SparseVector
 
@@ -56,24 +51,16 @@ class AliasedInference:
         ref = _alias(request.model)
         if ref is None:
             return await compute(principal, request)
-        chosen = await self._choose(principal, ref, request.sticky)
-        try:
-            return await compute(principal, replace(request, model=chosen))
-        except (ModelNotDeployedError, ModelNotFoundError):
-            # It may have been taken away since the alias moved on, which this process has not heard yet.
-            current = await self._choose(principal, ref, request.sticky, afresh=True)
-            if current == chosen:
-                raise
-            return await compute(principal, replace(request, model=current))
-
-    async def _choose(self, principal: Principal, ref: AliasRef, sticky: str | None, *, afresh: bool = False) -> str:
         if not may_have_custom_models(principal):
             raise ModelNotFoundError(MODEL_NOT_FOUND, field="model")
+
+        async def attempt(model_id: str) -> Computed[ResultT]:
+            return await compute(principal, replace(request, model=f"{ref.namespace_id}/{model_id}"))
+
         try:
-            model_id = await self._versions.choose(principal, ref, sticky, afresh=afresh)
+            return await self._versions.answered(principal, ref, request.sticky, attempt)
         except (AliasNotFoundError, NamespaceNotFoundError):
             raise ModelNotFoundError(MODEL_NOT_FOUND, field="model") from None
-        return f"{ref.namespace_id}/{model_id}"
 
 
 def _alias(name: str) -> AliasRef | None:

@@ -13,6 +13,7 @@ from mixpeek_ray.registry.calls import call
 from mixpeek_ray.registry.state import ModelKey
 from mixpeek_ray.servables.base import Servable, ServableRef
 from mixpeek_ray.servables.build import check_servable
+from mixpeek_ray.servables.pool import LoadedServable
 from mixpeek_ray.serving.pool_programs import ScriptHosts
 
 # How long the registry's word on a model is believed: what is undeployed or replaced stops answering this soon.
@@ -45,18 +46,21 @@ class PoolModels:
         asked = _Asked(organization_id=principal.organization.organization_id, key=key)
         return await self._answers.get(asked, lambda: self._ask(asked, self._answers.last(asked)))
 
-    def load(self, ref: ServableRef) -> Servable:
+    def load(self, ref: ServableRef) -> LoadedServable:
         """Return the model over views of the node's copy of its weights; blocks while they are on their way.
 
         Raises what ``load_namespace_model`` and ``build_servable`` raise.
         """
-        from mixpeek_ray.loading.loader import NamespaceModel, find, load_namespace_model
+        from mixpeek_ray.loading.loader import NamespaceModel, find
+        from mixpeek_ray.loading.open_model import open_model
         from mixpeek_ray.servables.build import build_servable
 
+        deployed = find(NamespaceModel(key=ModelKey(namespace_id=ref.namespace_id, model_id=ref.model_id)))
         if ref.kind is ModelKind.TORCHSCRIPT:
-            key = ModelKey(namespace_id=ref.namespace_id, model_id=ref.model_id)
-            return self._programs.open(find(NamespaceModel(key=key)), ref.namespace_id, name=ref.name)
-        return build_servable(load_namespace_model(ref.model_id, namespace_id=ref.namespace_id), ref)
+            servable: Servable = self._programs.open(deployed, ref.namespace_id, name=ref.name)
+        else:
+            servable = build_servable(open_model(deployed), ref)
+        return LoadedServable(servable=servable, shared_bytes=deployed.data.nbytes)
 
     async def gone(self, refs: Iterable[ServableRef]) -> list[ServableRef]:
         """Return which of ``refs`` are deployed no more. Raises ``RegistryUnavailableError``."""

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 from starlette.types import ASGIApp
 
+from mixpeek_ray.api.alias_resolver import AliasResolver
 from mixpeek_ray.api.predict_app import create_predict_app
+from mixpeek_ray.api.predict_ports import NamedModel, ServedModel
+from mixpeek_ray.batching.observer import Observed, observed
+from mixpeek_ray.core.aliases import AliasRef
 from mixpeek_ray.core.errors import RegistryUnavailableError
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.records import Principal
 from mixpeek_ray.core.settings import Settings
+from mixpeek_ray.registry.aliases_client import AliasesClient
 from mixpeek_ray.registry.bootstrap import ensure_registry
 from mixpeek_ray.registry.key_checker import KeyChecker
+from mixpeek_ray.servables.base import NamedArrays, Parameters, ServableRef, ServableSpec
 from mixpeek_ray.servables.pool import OpenModel, ServablePool
+from mixpeek_ray.serving.counting import ReplicaCounts
 from mixpeek_ray.serving.pool_models import PoolModels
 
 _log = get_logger(__name__)
@@ -37,35 +44,67 @@ class PoolBounds:
 class PoolReplica:
     """Keys and models of one replica; used from its event loop. Implements ``api.predict_ports.ModelServing``."""
 
-    def __init__(self, settings: Settings, registry: Any, keys: KeyChecker, bounds: PoolBounds) -> None:
+    def __init__(
+        self, settings: Settings, registry: Any, keys: KeyChecker, counts: ReplicaCounts, bounds: PoolBounds
+    ) -> None:
         self._settings = settings
         self._keys = keys
+        self._counts = counts
+        aliases = AliasesClient(registry, timeout_s=settings.registry_timeout_s)
+        self._versions = AliasResolver(aliases.targets)
         self._models = PoolModels(registry, timeout_s=settings.registry_timeout_s)
         self._pool = ServablePool(
             self._models.load,
             max_models=bounds.max_models,
             max_private_bytes=bounds.max_private_bytes,
             max_wait_s=settings.max_queue_s,
+            observer=counts.observer,
         )
         self._letting_go = asyncio.create_task(self._let_go())
 
     @classmethod
-    async def connect(cls, settings: Settings, bounds: PoolBounds) -> Self:
+    async def connect(cls, settings: Settings, bounds: PoolBounds, *, application: str) -> Self:
         """Return a replica with its keys read and no model open."""
         registry = await asyncio.to_thread(ensure_registry, settings)
         keys = await KeyChecker.connect(registry, timeout_s=settings.registry_timeout_s)
-        return cls(settings, registry, keys, bounds)
+        counts = await ReplicaCounts.connect(settings, application=application)
+        return cls(settings, registry, keys, counts, bounds)
 
     def create_app(self) -> ASGIApp:
         """Return the HTTP application of the models' endpoints."""
         return create_predict_app(self._keys, self, self._settings)
 
     @asynccontextmanager
-    async def use(self, principal: Principal, namespace_id: str, model_id: str) -> AsyncIterator[OpenModel]:
-        """Provide a deployed model; see ``ModelServing``."""
-        ref = await self._models.find(principal, namespace_id, model_id)
-        async with self._pool.use(ref) as model:
-            yield model
+    async def use(self, principal: Principal, named: NamedModel) -> AsyncIterator[ServedModel]:
+        """Provide a deployed model for one request, which is counted; see ``ModelServing``."""
+        with observed(self._counts.observer, principal) as under_way:
+            async with self._opened(principal, named, under_way) as model:
+                yield _CountedModel(model=model, under_way=under_way)
+
+    async def describe(self, principal: Principal, named: NamedModel) -> OpenModel:
+        """Return a deployed model once it is open; see ``ModelServing``."""
+        async with self._opened(principal, named, Observed()) as model:
+            return model
+
+    async def close(self) -> None:
+        """Report what was counted since the last report; the replica has answered its last request."""
+        await self._counts.close()
+
+    @asynccontextmanager
+    async def _opened(self, principal: Principal, named: NamedModel, under_way: Observed) -> AsyncIterator[OpenModel]:
+        async with AsyncExitStack() as stack:
+
+            async def opened(model_id: str) -> OpenModel:
+                under_way.model = None
+                ref = await self._models.find(principal, named.namespace_id, model_id)
+                under_way.model = ref.name
+                return await stack.enter_async_context(self._pool.use(ref))
+
+            reference = named.reference
+            if isinstance(reference, AliasRef):
+                yield await self._versions.answered(principal, reference, named.sticky, opened, version=named.version)
+            else:
+                yield await opened(reference)
 
     async def _let_go(self) -> None:
         """Close, for ever, what is no longer deployed."""
@@ -76,3 +115,27 @@ class PoolReplica:
                     self._pool.retire(ref)
             except RegistryUnavailableError:
                 _log.warning("the registry was not asked which models are still deployed: it does not answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CountedModel:
+    """A model that answers one request, and says how many rows it computed."""
+
+    model: OpenModel
+    under_way: Observed
+
+    @property
+    def ref(self) -> ServableRef:
+        """Which model it is."""
+        return self.model.ref
+
+    @property
+    def spec(self) -> ServableSpec:
+        """What it takes and returns."""
+        return self.model.spec
+
+    async def compute(self, inputs: NamedArrays, parameters: Parameters) -> NamedArrays:
+        """Return the outputs; see ``ServedModel``."""
+        outputs = await self.model.compute(inputs, parameters)
+        self.under_way.items += self.spec.rows_of(inputs)
+        return outputs

@@ -8,7 +8,6 @@ from typing import Any, Self
 
 from starlette.types import ASGIApp
 
-from mixpeek_ray.analytics.recorder import TrafficRecorder
 from mixpeek_ray.api.alias_resolver import AliasResolver
 from mixpeek_ray.api.inference_app import create_inference_app
 from mixpeek_ray.api.inference_ports import TextInference
@@ -20,14 +19,12 @@ from mixpeek_ray.core.errors import MixpeekError, RegistryUnavailableError
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.settings import Settings
 from mixpeek_ray.registry.aliases_client import AliasesClient
-from mixpeek_ray.registry.analytics import ensure_analytics
 from mixpeek_ray.registry.bootstrap import ensure_registry
 from mixpeek_ray.registry.calls import call
 from mixpeek_ray.registry.key_checker import KeyChecker
 from mixpeek_ray.serving.aliased_inference import AliasedInference
-from mixpeek_ray.serving.metrics import ReplicaObserver
+from mixpeek_ray.serving.counting import ReplicaCounts
 from mixpeek_ray.serving.text_models import ReplicaModels, builtin_names, builtin_ref
-from mixpeek_ray.serving.traffic import TrafficFlusher
 
 _log = get_logger(__name__)
 
@@ -38,20 +35,16 @@ _KEEPS_PER_IDLE_TIME = 4
 class TextReplica:
     """Keys, models and the engine of one replica; used from its event loop."""
 
-    def __init__(
-        self, settings: Settings, registry: Any, analytics: Any, keys: KeyChecker, *, application: str
-    ) -> None:
+    def __init__(self, settings: Settings, registry: Any, keys: KeyChecker, counts: ReplicaCounts) -> None:
         self._settings = settings
         self._registry = registry
         self._keys = keys
+        self._counts = counts
+        observer = counts.observer
         models = ReplicaModels(registry, get_catalog(), timeout_s=settings.registry_timeout_s)
-        recorder = TrafficRecorder()
-        observer = ReplicaObserver(recorder, application=application)
         self._pool = ModelPool(models, max_wait_s=settings.max_queue_s, idle_s=settings.model_idle_s, observer=observer)
         aliases = AliasesClient(registry, timeout_s=settings.registry_timeout_s)
         self.engine: TextInference = AliasedInference(TextEngine(self._pool, observer), AliasResolver(aliases.targets))
-        self._flusher = TrafficFlusher(recorder, analytics, period_s=settings.analytics_flush_s, before=observer.export)
-        self._flushing = asyncio.create_task(self._flusher.keep_flushing())
         self._keeping = asyncio.create_task(self._keep_weights())
 
     @classmethod
@@ -59,8 +52,8 @@ class TextReplica:
         """Return a replica with its keys read and the models ``warm`` loaded."""
         registry = await asyncio.to_thread(ensure_registry, settings)
         keys = await KeyChecker.connect(registry, timeout_s=settings.registry_timeout_s)
-        analytics = await asyncio.to_thread(ensure_analytics, settings)
-        replica = cls(settings, registry, analytics, keys, application=application)
+        counts = await ReplicaCounts.connect(settings, application=application)
+        replica = cls(settings, registry, keys, counts)
         for card in warm:
             await replica._warm_up(card)
         return replica
@@ -71,7 +64,7 @@ class TextReplica:
 
     async def close(self) -> None:
         """Report what was counted since the last report; the replica has answered its last request."""
-        await self._flusher.flush()
+        await self._counts.close()
 
     async def _warm_up(self, card: ModelCard) -> None:
         try:

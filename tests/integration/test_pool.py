@@ -215,7 +215,12 @@ def test_endpoints_are_their_owners_alone(platform: Platform, http: httpx.Client
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
 def test_tritonclient_as_it_is(
-    platform: Platform, triton: InferenceServerClient, onnx_endpoint: str, expected: np.ndarray, binary: bool
+    platform: Platform,
+    http: httpx.Client,
+    triton: InferenceServerClient,
+    onnx_endpoint: str,
+    expected: np.ndarray,
+    binary: bool,
 ) -> None:
     headers = {"Authorization": f"Bearer {platform.api_key}"}
     assert triton.is_server_live()
@@ -225,13 +230,18 @@ def test_tritonclient_as_it_is(
     given = InferInput("given", list(GIVEN.shape), "FP32")
     given.set_data_from_numpy(GIVEN, binary_data=binary)
     wanted = [InferRequestedOutput("result", binary_data=binary)]
-    for shown in (name, name.replace("/", "%2F")):
+    namespace, model_id = name.split("/")
+    alias = http.put(f"/v1/namespaces/{namespace}/aliases/model/production", json={"targets": {model_id: 1}})
+    assert alias.status_code == 200, alias.text
+    by_alias = f"{namespace}/model@production"
+    for shown in (name, name.replace("/", "%2F"), by_alias, by_alias.replace("/", "%2F")):
         assert triton.is_model_ready(shown, headers=headers)
         metadata = triton.get_model_metadata(shown, headers=headers)
         assert (metadata["name"], metadata["versions"]) == (name, ["1.0.0"])
         assert metadata["inputs"] == [{"name": "given", "datatype": "FP32", "shape": [-1, 64]}]
         for version in ("", "1.0.0"):
             answer = triton.infer(shown, [given], model_version=version, outputs=wanted, headers=headers)
+            assert (answer.get_response()["model_name"], answer.get_response()["model_version"]) == (name, "1.0.0")
             np.testing.assert_allclose(answer.as_numpy("result"), expected, atol=1e-5)
     answer = triton.infer(name, [given], request_id="mine", headers=headers)
     assert answer.get_response()["id"] == "mine"

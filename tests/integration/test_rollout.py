@@ -44,8 +44,9 @@ def versions(http: httpx.Client, namespace: str, tiny_model: Callable[..., Path]
         assert made.status_code == 200, made.text
         deploy(http, namespace, made.json()["model_id"])
         # Each is loaded before there is traffic.
-        named = {"model": f"{namespace}/{made.json()['model_id']}", "input": "warm"}
-        assert http.post("/v1/embeddings", json=named).status_code == 200
+        model = f"{namespace}/{made.json()['model_id']}"
+        assert http.post("/v1/embeddings", json={"model": model, "input": "warm"}).status_code == 200
+        assert http.post(f"/models/{model}", json={"inputs": "warm"}).status_code == 200
     return f"/v1/namespaces/{namespace}/aliases/texts/production"
 
 
@@ -64,12 +65,12 @@ class Traffic:
         self.answers: list[tuple[float, int, str]] = []
         self.ended = threading.Event()
 
-    def call(self, platform: Platform, namespace: str) -> None:
+    def call(self, platform: Platform, path: str, body: dict[str, str]) -> None:
         """Embed until the end."""
         with platform.client() as client:
             while not self.ended.is_set():
                 asked_at = time.monotonic()
-                answer = client.post("/v1/embeddings", json={"model": f"{namespace}/texts@production", "input": "fox"})
+                answer = client.post(path, json=body)
                 self.answers.append((asked_at, answer.status_code, answer.headers.get("X-Mixpeek-Model", answer.text)))
 
     def met_after(self, moment: float, count: int) -> Counter[str]:
@@ -84,9 +85,11 @@ class Traffic:
 
 @contextmanager
 def traffic(platform: Platform, namespace: str) -> Iterator[Traffic]:
-    """Run callers meanwhile; none of their requests may fail."""
+    """Run callers meanwhile, half of them of each route; none of their requests may fail."""
     running = Traffic()
-    threads = [threading.Thread(target=running.call, args=(platform, namespace)) for _ in range(CALLERS)]
+    model = f"{namespace}/texts@production"
+    routes = (("/v1/embeddings", {"model": model, "input": "fox"}), (f"/models/{model}", {"inputs": "fox"}))
+    threads = [threading.Thread(target=running.call, args=(platform, *route)) for route in routes * (CALLERS // 2)]
     for thread in threads:
         thread.start()
     try:
@@ -133,11 +136,12 @@ def test_sticky_callers_stay_where_they_are(http: httpx.Client, namespace: str, 
         met.setdefault(user, set()).add(answer.headers["X-Mixpeek-Model"])
     assert all(len(versions_met) == 1 for versions_met in met.values())
     assert set.union(*met.values()) == {STABLE, CANARY}
-    # The gateway, another process with an application of its own, chooses the same.
+    # The gateway and the pool, processes of other applications, choose the same.
+    raw = {"inference_name": f"{namespace}/texts@production", "inputs": {"text": "fox"}}
     for user, versions_met in list(met.items())[:10]:
-        raw = {"inference_name": f"{namespace}/texts@production", "inputs": {"text": "fox"}}
-        answer = http.post("/v1/inference", json=raw, headers={"X-Mixpeek-Sticky": user})
-        assert {answer.headers["X-Mixpeek-Model"]} == versions_met
+        for path, named in (("/v1/inference", raw), (f"/models/{namespace}/texts@production", {"inputs": "fox"})):
+            answer = http.post(path, json=named, headers={"X-Mixpeek-Sticky": user})
+            assert {answer.headers["X-Mixpeek-Model"]} == versions_met
 
 
 def test_versions_in_use_stay(http: httpx.Client, namespace: str, versions: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version as installed_version
 from typing import Any
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
@@ -19,7 +20,9 @@ from mixpeek_ray.api.oip_protocol import (
     parse_request,
     write_response,
 )
-from mixpeek_ray.api.predict_ports import ModelServing, ServedModel
+from mixpeek_ray.api.predict_ports import DescribedModel, ModelServing, NamedModel
+from mixpeek_ray.api.sticky import MODEL_HEADER, sticky_of
+from mixpeek_ray.core.aliases import parse_reference
 from mixpeek_ray.core.errors import ModelNotFoundError
 from mixpeek_ray.core.records import ModelKind
 from mixpeek_ray.servables.base import Parameters
@@ -85,7 +88,10 @@ def build_oip_server_router() -> APIRouter:
 
 
 def build_oip_models_router(serving: ModelServing) -> APIRouter:
-    """Return the routes below ``/v2/models``; a name is ``{namespace}/{model_id}``, its slash escaped or not."""
+    """Return the routes below ``/v2/models``; a name is ``{namespace}/{model_id}``, its slash escaped or not.
+
+    Or ``{namespace}/{name}@{alias}``: answers name the version that gave them.
+    """
     router = APIRouter(prefix=OIP_MODELS, tags=["Open Inference Protocol"], responses=INFERENCE_ERRORS)
 
     # The longer path of each pair, next to the function, is tried first: a name may look like any part of a path.
@@ -94,30 +100,37 @@ def build_oip_models_router(serving: ModelServing) -> APIRouter:
     async def infer(request: Request, principal: CurrentPrincipal, name: str, version: str | None = None) -> Response:
         """Compute with named tensors, in JSON or binary."""
         raw = await request.body()
-        async with WhileConnected(request.receive), serving.use(principal, *_parts(name)) as model:
+        named = _named(request, name, version)
+        async with WhileConnected(request.receive), serving.use(principal, named) as model:
             _check_version(model, version)
             asked = parse_request(raw, request.headers.get(HEADER_LENGTH), model.spec)
             with blaming("inputs"):
                 outputs = await model.compute(asked.inputs, Parameters())
         body, json_length = write_response(model.ref.name, model.ref.version, asked, outputs)
+        headers = {MODEL_HEADER: model.ref.model_id}
         if json_length is None:
-            return Response(body, media_type="application/json")
-        return Response(body, headers={HEADER_LENGTH: str(json_length)}, media_type="application/octet-stream")
+            return Response(body, headers=headers, media_type="application/json")
+        headers[HEADER_LENGTH] = str(json_length)
+        return Response(body, headers=headers, media_type="application/octet-stream")
 
     @router.get("/{name:path}/ready")
     @router.get("/{name:path}/versions/{version}/ready")
-    async def model_ready(principal: CurrentPrincipal, name: str, version: str | None = None) -> Response:
+    async def model_ready(
+        request: Request, principal: CurrentPrincipal, name: str, version: str | None = None
+    ) -> Response:
         """Answer 200 when the model is deployed and open."""
-        async with serving.use(principal, *_parts(name)) as model:
-            _check_version(model, version)
-        return Response()
+        model = await serving.describe(principal, _named(request, name, version))
+        _check_version(model, version)
+        return Response(headers={MODEL_HEADER: model.ref.model_id})
 
     @router.get("/{name:path}")
     @router.get("/{name:path}/versions/{version}")
-    async def model_metadata(principal: CurrentPrincipal, name: str, version: str | None = None) -> Response:
+    async def model_metadata(
+        request: Request, principal: CurrentPrincipal, name: str, version: str | None = None
+    ) -> Response:
         """Tell a model's inputs and outputs; -1 stands for an axis whose size varies."""
-        async with serving.use(principal, *_parts(name)) as model:
-            _check_version(model, version)
+        model = await serving.describe(principal, _named(request, name, version))
+        _check_version(model, version)
         return JSONResponse(
             {
                 "name": model.ref.name,
@@ -125,21 +138,26 @@ def build_oip_models_router(serving: ModelServing) -> APIRouter:
                 "platform": _PLATFORMS.get(model.ref.kind, _TRANSFORMERS),
                 "inputs": describe_tensors(model.spec.inputs),
                 "outputs": describe_tensors(model.spec.outputs),
-            }
+            },
+            headers={MODEL_HEADER: model.ref.model_id},
         )
 
     return router
 
 
-def _parts(name: str) -> tuple[str, str]:
-    # A client that escapes a name which was escaped already leaves one %2F.
-    namespace_id, _, model_id = name.replace("%2F", "/").partition("/")
-    if not is_plausible_id(namespace_id) or not is_plausible_id(model_id):
-        raise ModelNotFoundError("There is no such model: a name is {namespace}/{model_id}, with its slash or as %2F.")
-    return namespace_id, model_id
+def _named(request: Request, name: str, version: str | None) -> NamedModel:
+    # A client that escapes a name which was escaped already leaves one %2F, and one %40.
+    namespace_id, _, model = unquote(name).partition("/")
+    reference = parse_reference(namespace_id, model) or model
+    if not is_plausible_id(namespace_id) or (isinstance(reference, str) and not is_plausible_id(reference)):
+        raise ModelNotFoundError(
+            "There is no such model: a name is {namespace}/{model_id} or {namespace}/{name}@{alias}, with its slash or "
+            "as %2F."
+        )
+    return NamedModel(namespace_id=namespace_id, reference=reference, sticky=sticky_of(request), version=version)
 
 
-def _check_version(model: ServedModel, version: str | None) -> None:
+def _check_version(model: DescribedModel, version: str | None) -> None:
     if version is not None and version != model.ref.version:
         raise ModelNotFoundError(
             f"Model {model.ref.name!a} is version {model.ref.version}, and each version has an id of its own."

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request, Response
 
 from mixpeek_ray.api.access import is_plausible_id
-from mixpeek_ray.api.custom_models import MODEL_NOT_FOUND, custom_models, find_custom_model
+from mixpeek_ray.api.alias_resolver import AliasResolver
+from mixpeek_ray.api.custom_models import MODEL_NOT_FOUND, custom_models, find_custom_model, may_have_custom_models
 from mixpeek_ray.api.dependencies import CurrentPrincipal, NamedNamespace, document_namespace_header
 from mixpeek_ray.api.org_model_presenters import (
     present_builtin_detail,
@@ -21,8 +22,15 @@ from mixpeek_ray.api.org_model_presenters import (
 from mixpeek_ray.api.org_model_schemas import OrgModelDetailResponse, OrgModelListResponse
 from mixpeek_ray.api.ports import Platform
 from mixpeek_ray.api.schemas import ErrorResponse
+from mixpeek_ray.api.sticky import MODEL_HEADER, sticky_of
 from mixpeek_ray.catalog.availability import BuiltinModel
-from mixpeek_ray.core.errors import ModelNotFoundError, ValidationError
+from mixpeek_ray.core.aliases import AliasRef, parse_reference
+from mixpeek_ray.core.errors import (
+    AliasNotFoundError,
+    ModelNotFoundError,
+    NamespaceNotFoundError,
+    ValidationError,
+)
 from mixpeek_ray.core.records import DeploymentStatus, ModelState, Principal
 
 _ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in (401, 403, 404, 422, 503)}
@@ -31,6 +39,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for
 def build_org_models_router(platform: Platform) -> APIRouter:
     """Return ``/v1/models`` and what is below it, but for the uploads: their router comes first."""
     router = APIRouter(prefix="/v1/models", tags=["Models"], responses=_ERRORS)
+    versions = AliasResolver(lambda principal, ref: platform.aliases.targets(principal, ref))
 
     @router.get("")
     async def list_usable_models(principal: CurrentPrincipal) -> OrgModelListResponse:
@@ -50,13 +59,19 @@ def build_org_models_router(platform: Platform) -> APIRouter:
 
     # Two routes rather than one path of any depth, which would answer for the uploads' paths too.
     @router.get("/{owner}/{model_id}")
-    async def get_model_of(principal: CurrentPrincipal, owner: str, model_id: str) -> OrgModelDetailResponse:
-        """Get a custom model as `{namespace}/{model_id}`, or a built-in one as its hub repository."""
+    async def get_model_of(
+        request: Request, response: Response, principal: CurrentPrincipal, owner: str, model_id: str
+    ) -> OrgModelDetailResponse:
+        """Get a custom model as `{namespace}/{model_id}` or by an alias, or a built-in one as its hub repository."""
         builtin = _named(f"{owner}/{model_id}", await platform.builtin_models())
         if builtin is not None:
             return present_builtin_detail(builtin)
-        if not (is_plausible_id(owner) and is_plausible_id(model_id)):
+        alias = parse_reference(owner, model_id)
+        if not is_plausible_id(owner) or (alias is None and not is_plausible_id(model_id)):
             raise ModelNotFoundError(MODEL_NOT_FOUND)
+        if alias is not None:
+            model_id = await _version(versions, principal, alias, sticky_of(request))
+            response.headers[MODEL_HEADER] = model_id
         state = await find_custom_model(platform, principal, namespace_id=owner, model_id=model_id)
         return present_custom_detail(state, principal.organization.organization_id)
 
@@ -77,6 +92,15 @@ def build_org_models_router(platform: Platform) -> APIRouter:
         return present_custom_detail(state, principal.organization.organization_id)
 
     return router
+
+
+async def _version(versions: AliasResolver, principal: Principal, alias: AliasRef, sticky: str | None) -> str:
+    if not may_have_custom_models(principal):
+        raise ModelNotFoundError(MODEL_NOT_FOUND)
+    try:
+        return await versions.choose(principal, alias, sticky)
+    except (AliasNotFoundError, NamespaceNotFoundError):
+        raise ModelNotFoundError(MODEL_NOT_FOUND) from None
 
 
 def _named(name: str, models: Sequence[BuiltinModel]) -> BuiltinModel | None:

@@ -216,6 +216,28 @@ async def test_a_model_by_its_alias(api):
         assert _code(await client.delete(f"{MODELS}/m@production")) == (404, "model_not_found")
 
 
+async def test_an_organizations_model_by_its_alias(api):
+    async with api.client() as client:
+        await _put(client, {V1: 1, V2: 0})
+        for reference, model_id in (("m@production", V1), ("m@latest", V2)):
+            answer = await client.get(f"/v1/models/ns_acme/{reference}")
+            assert (answer.json()["model"]["model_id"], answer.headers["X-Mixpeek-Model"]) == (model_id, model_id)
+    for key, reference in (("sk_writer", "m@nothing"), ("sk_other", "m@production"), ("sk_pro", "m@production")):
+        async with api.client(key) as client:
+            assert _code(await client.get(f"/v1/models/ns_acme/{reference}")) == (404, "model_not_found")
+
+
+async def test_a_version_that_a_request_names_must_be_one_that_the_alias_sends_requests_to(api):
+    principal = await api.platform.authenticate("sk_reader")
+    resolver = AliasResolver(api.platform.aliases.targets)
+    await api.platform.aliases.put(principal, REF, {V1: 1, V2: 0}, None)
+    assert await resolver.choose(principal, REF, None, version="1.9.0") == V1
+    for version in ("1.10.0", "2.0.0", "\u202e"):
+        with pytest.raises(LookupError) as refused:
+            await resolver.choose(principal, REF, None, version=version)
+        assert refused.value.message.isascii()
+
+
 async def test_the_same_sticky_text_meets_the_same_version(api):
     async with api.client() as client:
         await _put(client, {V1: 1, V2: 1})

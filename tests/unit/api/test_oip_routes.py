@@ -13,13 +13,14 @@ import pytest
 from local_models import LocalKeys
 
 from mixpeek_ray.api.predict_app import ServedElsewhere, create_predict_app
-from mixpeek_ray.api.predict_ports import ModelServing
+from mixpeek_ray.api.predict_ports import ModelServing, NamedModel
+from mixpeek_ray.core.aliases import AliasRef
 from mixpeek_ray.core.errors import ModelNotDeployedError, OverloadedError
 from mixpeek_ray.core.limits import MAX_INFERENCE_BODY_BYTES, MAX_TENSOR_BODY_BYTES
 from mixpeek_ray.core.records import ModelKind, Principal, TensorSignature
 from mixpeek_ray.core.settings import Settings
 from mixpeek_ray.servables.base import InProcess, NamedArrays, Parameters, ServableRef, ServableSpec, Task
-from mixpeek_ray.servables.pool import OpenModel, ServablePool
+from mixpeek_ray.servables.pool import LoadedServable, OpenModel, ServablePool
 
 REF = ServableRef(
     namespace_id="ns_acme", model_id="double_1_0_0", version="1.0.0", kind=ModelKind.ONNX, content="0" * 64
@@ -41,20 +42,31 @@ class Doubling(InProcess):
         return {"made": inputs["given"] * 2}
 
 
+ALIAS = AliasRef(namespace_id="ns_acme", name="double", alias="production")
+
+
 class Serving:
-    """Serves one model from a real pool; ``failure`` is raised instead."""
+    """Serves one model from a real pool; ``failure`` is raised instead, ``named`` remembers what was asked for."""
 
     def __init__(self) -> None:
-        self.pool = ServablePool(lambda _: Doubling(), max_models=1, max_private_bytes=10**9, max_wait_s=1e9)
+        loaded = LoadedServable(servable=Doubling(), shared_bytes=0)
+        self.pool = ServablePool(lambda _: loaded, max_models=1, max_private_bytes=10**9, max_wait_s=1e9)
         self.failure: Exception | None = None
+        self.named: list[NamedModel] = []
 
     @asynccontextmanager
-    async def use(self, principal: Principal, namespace_id: str, model_id: str) -> AsyncIterator[OpenModel]:
+    async def use(self, principal: Principal, named: NamedModel) -> AsyncIterator[OpenModel]:
         if self.failure is not None:
             raise self.failure
-        assert (namespace_id, model_id) == (REF.namespace_id, REF.model_id)
+        assert named.namespace_id == REF.namespace_id
+        assert named.reference in (REF.model_id, ALIAS)
+        self.named.append(named)
         async with self.pool.use(REF) as model:
             yield model
+
+    async def describe(self, principal: Principal, named: NamedModel) -> OpenModel:
+        async with self.use(principal, named) as model:
+            return model
 
 
 def run(asked: Callable[[httpx.AsyncClient, Serving], Awaitable[Any]]) -> Any:
@@ -99,6 +111,43 @@ def test_every_way_to_write_a_name(name: str, version: str) -> None:
         "model_version": "1.0.0",
         "outputs": [{"name": "made", "datatype": "INT64", "shape": [1, 2], "data": [2, 4]}],
     }
+
+
+@pytest.mark.parametrize(
+    "name", ["ns_acme/double@production", "ns_acme%2Fdouble%40production", "ns_acme%252Fdouble%2540production"]
+)
+def test_an_alias_stands_for_an_id_and_answers_name_the_version(name: str) -> None:
+    async def ask(client: httpx.AsyncClient, serving: Serving) -> tuple[list[httpx.Response], list[NamedModel]]:
+        path = f"/v2/models/{name}"
+        sticky = {"X-Mixpeek-Sticky": "user-1"}
+        answers = [
+            await client.get(path),
+            await client.get(f"{path}/ready"),
+            await client.post(f"{path}/infer", json=REQUEST, headers=sticky),
+            await client.post(f"{path}/versions/1.0.0/infer", json=REQUEST),
+            await client.post("/models/ns_acme/double@production", json={"inputs": [[1, 2]]}, headers=sticky),
+        ]
+        return answers, serving.named
+
+    answers, named = run(ask)
+    assert [answer.status_code for answer in answers] == [200] * 5
+    assert {answer.headers["X-Mixpeek-Model"] for answer in answers} == {REF.model_id}
+    assert (answers[2].json()["model_name"], answers[2].json()["model_version"]) == (NAMES[0], "1.0.0")
+    assert answers[4].json()["model"] == NAMES[0]
+    assert all(asked.reference == ALIAS for asked in named)
+    assert [asked.sticky for asked in named] == [None, None, "user-1", None, "user-1"]
+    assert [asked.version for asked in named] == [None, None, None, "1.0.0", None]
+
+
+@pytest.mark.parametrize("name", ["double@", "@production", "double@a@b", "double@Production", "double@-x"])
+def test_what_names_neither_a_model_nor_an_alias(name: str) -> None:
+    async def ask(client: httpx.AsyncClient, _: Serving) -> list[httpx.Response]:
+        return [
+            await client.post(f"/models/ns_acme/{name}", json={"inputs": [[1, 2]]}),
+            await client.post(f"/v2/models/ns_acme/{name}/infer", json=REQUEST),
+        ]
+
+    assert [answer.status_code for answer in run(ask)] == [404, 404]
 
 
 def test_bytes_in_and_bytes_out() -> None:

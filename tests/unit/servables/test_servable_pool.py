@@ -12,12 +12,31 @@ import pytest
 from servable_cases import ref
 from waiting import until
 
+from mixpeek_ray.batching.observer import Batch, Unobserved
 from mixpeek_ray.core.errors import InvalidWeightsError, ValidationError
 from mixpeek_ray.core.records import ModelKind
 from mixpeek_ray.servables.base import Parameters, Servable, ServableRef
-from mixpeek_ray.servables.pool import ServablePool
+from mixpeek_ray.servables.pool import LoadedServable, ServablePool
 
 GIVEN = {"given": np.ones((2, 3), dtype=np.float32)}
+
+
+class Notes(Unobserved):
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.shared: list[tuple[str, str, int]] = []
+
+    def computed(self, batch: Batch) -> None:
+        self.batches.append(batch)
+
+    def loaded(self, model: str, *, seconds: float, shared_bytes: int) -> None:
+        assert seconds > 0
+        self.shared.append(("loaded", model, shared_bytes))
+
+    def unloaded(self, model: str, *, shared_bytes: int) -> None:
+        self.shared.append(("unloaded", model, shared_bytes))
 
 
 class Loads:
@@ -29,15 +48,16 @@ class Loads:
         self.failure: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()
+        self.notes = Notes()
         self._bytes = 0
 
-    def load(self, wanted: ServableRef) -> Servable:
+    def load(self, wanted: ServableRef) -> LoadedServable:
         self.gate.wait(30)
         if self.failure is not None:
             raise self.failure
         self.names.append(wanted.model_id)
         self._bytes += 1_000_000
-        return self._servable
+        return LoadedServable(servable=self._servable, shared_bytes=12)
 
     def measure(self) -> int:
         return self._bytes
@@ -49,6 +69,7 @@ class Loads:
             max_private_bytes=max_private_bytes,
             max_wait_s=1e9,
             measure=self.measure,
+            observer=self.notes,
         )
 
 
@@ -147,6 +168,29 @@ def test_a_failed_load_is_tried_again(loads: Loads) -> None:
         await pool.close()
 
     asyncio.run(check())
+
+
+def test_batches_loads_and_ends_are_told(loads: Loads) -> None:
+    async def check() -> None:
+        pool = loads.pool(max_models=1)
+        for number in (1, 2, 2):
+            await ask(pool, model(number))
+        await until(lambda: len(loads.notes.batches) == 3)
+        assert sorted(loads.notes.shared) == [
+            ("loaded", "ns_acme/m1_1_0_0", 12),
+            ("loaded", "ns_acme/m2_1_0_0", 12),
+            ("unloaded", "ns_acme/m1_1_0_0", 12),
+        ]
+        loads.failure = InvalidWeightsError("no")
+        with pytest.raises(InvalidWeightsError):
+            await ask(pool, model(3))
+        await pool.close()
+
+    asyncio.run(check())
+    assert [batch.model for batch in loads.notes.batches] == ["ns_acme/m1_1_0_0", *["ns_acme/m2_1_0_0"] * 2]
+    assert all((batch.items, batch.waiting) == (2, 0) and batch.waited_s >= 0 for batch in loads.notes.batches)
+    assert loads.notes.shared[-1] == ("unloaded", "ns_acme/m2_1_0_0", 12)
+    assert len(loads.notes.shared) == 4
 
 
 @pytest.mark.parametrize(
