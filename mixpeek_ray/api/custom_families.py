@@ -42,6 +42,7 @@ class CustomFamilies:
 
 async def _asked(platform: Platform, principal: Principal, target: CustomTarget) -> Family:
     state = await find_custom_model(platform, principal, namespace_id=target.namespace_id, model_id=target.model_id)
+    state.check_not_quarantined()
     if state.status is not DeploymentStatus.DEPLOYED:
         raise ModelNotDeployedError(f"Model {target.model} is {state.status}: deploy it first.")
     family = custom_family(state)

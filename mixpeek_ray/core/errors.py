@@ -28,6 +28,7 @@
     │   ├── VersionExistsError          409 version_exists
     │   ├── ModelBusyError              409 model_busy
     │   ├── ModelNotDeployedError       409 model_not_deployed
+    │   │   └── ModelQuarantinedError       409 model_quarantined
     │   ├── NotServableError            409 not_servable
     │   ├── ModelInUseError             409 model_in_use
     │   ├── RevisionMismatchError       409 revision_mismatch
@@ -240,6 +241,12 @@ class ModelNotDeployedError(ConflictError):
     """The model exists but is not deployed."""
 
     code = "model_not_deployed"
+
+
+class ModelQuarantinedError(ModelNotDeployedError):
+    """The model is out of service: its native code crashed what computed it, more than once."""
+
+    code = "model_quarantined"
 
 
 class NotServableError(ConflictError):

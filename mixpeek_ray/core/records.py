@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from mixpeek_ray.core import limits
-from mixpeek_ray.core.errors import InvalidResourcesError, UnsupportedFormatError
+from mixpeek_ray.core.crashes import ModelCrash
+from mixpeek_ray.core.errors import InvalidResourcesError, ModelQuarantinedError, UnsupportedFormatError
 
 
 class ModelFormat(enum.StrEnum):
@@ -163,6 +164,8 @@ class DeploymentMarker:
     namespace_id: str
     model_id: str
     requested_at: datetime
+    # Since it was requested; with as many as `MAX_CRASHES` the model is quarantined.
+    crashes: tuple[ModelCrash, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +190,11 @@ class ModelState:
         So it is after a restart of the registry: who views them already need not wait for that.
         """
         return self.status is DeploymentStatus.PENDING and self.manifest.archive_sha256 == content
+
+    def check_not_quarantined(self) -> None:
+        """Return if the model may be computed, once deployed. Raises ``ModelQuarantinedError``."""
+        if self.failure_code == ModelQuarantinedError.code:
+            raise ModelQuarantinedError(self.failure_message or "", model_id=self.manifest.model_id)
 
 
 @dataclass(frozen=True, kw_only=True)

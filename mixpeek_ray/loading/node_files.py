@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from mixpeek_ray.core.node_folder import node_folder_of
 from mixpeek_ray.core.settings import get_settings
 
 # A model's files outlive its last user by this much, so that workers that come and go find them made.
@@ -29,7 +30,7 @@ def node_folder(key: str, build: Callable[[Path], None]) -> Path:
     next caller builds again. The folder stays as it is for the life of this process. ``key``: a plain file name that
     changes whenever the content would (a hash, with what else it depends on). Raises what ``build`` raises.
     """
-    parent = _parent()
+    parent = node_folder_of(get_settings(), "models")
     entry = parent / key
     files = entry / _FILES
     if entry in _held:
@@ -89,13 +90,3 @@ def _sweep(parent: Path) -> None:
                 shutil.rmtree(entry)
             finally:
                 os.close(lock)
-
-
-def _parent() -> Path:
-    configured = get_settings().spool_dir
-    parent = (configured or Path(tempfile.gettempdir(), f"mixpeek-spool-{os.getuid()}")) / "models"
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if parent.stat().st_uid != os.getuid():
-        # Another user made a folder of that name in a place that everybody may write to.
-        parent = Path(tempfile.mkdtemp(prefix="mixpeek-models-"))
-    return parent

@@ -17,6 +17,7 @@ from mixpeek_ray.registry.state import ModelKey
 if TYPE_CHECKING:
     from mixpeek_ray.catalog.availability import BuiltinModel
     from mixpeek_ray.catalog.cards import ModelCard
+    from mixpeek_ray.core.crashes import ModelCrash
     from mixpeek_ray.core.keys import KeyRingSnapshot
     from mixpeek_ray.core.records import (
         ApiKey,
@@ -74,6 +75,7 @@ class ModelRegistry(AliasCalls):
         parts = RegistryParts.restore(config, first_start=not restarted)
         self._catalog = parts.catalog
         self._deployer = parts.deployer
+        self._quarantine = parts.quarantine
         self._versions = parts.versions
         self._aliases = parts.aliases
         self._accounts = parts.accounts
@@ -249,6 +251,10 @@ class ModelRegistry(AliasCalls):
         """Take note of how far a materialization is."""
         self._deployer.begun(key, attempt)
         self._catalog.progressed(key, attempt, bytes_done)
+
+    async def report_crash(self, key: ModelKey, content: str, crash: ModelCrash) -> None:
+        """Take note that a deployed model crashed what computed it; see ``registry.quarantine``."""
+        await self._quarantine.report(key, content, crash)
 
     # Built-in models
 

@@ -15,6 +15,7 @@ from mixpeek_ray.registry.builtin import BuiltinModels
 from mixpeek_ray.registry.deployer import Deployer
 from mixpeek_ray.registry.housekeeping import Housekeeper
 from mixpeek_ray.registry.locks import KeyedLocks
+from mixpeek_ray.registry.quarantine import Quarantine, is_quarantined
 from mixpeek_ray.registry.state import ModelCatalog
 from mixpeek_ray.registry.uploads import Uploads
 from mixpeek_ray.registry.versions import Versions
@@ -29,6 +30,7 @@ class RegistryParts:
 
     catalog: ModelCatalog
     deployer: Deployer
+    quarantine: Quarantine
     versions: Versions
     aliases: Aliases
     accounts: Accounts
@@ -57,10 +59,12 @@ class RegistryParts:
         housekeeper = Housekeeper(catalog, records, uploads)
         if first_start:
             housekeeper.sweep(archives=not manifests.problems)
-        _resume(records, deployer)
+        quarantine = Quarantine(catalog, records, locks, deployer)
+        _resume(records, deployer, quarantine)
         return cls(
             catalog=catalog,
             deployer=deployer,
+            quarantine=quarantine,
             versions=Versions(catalog, records, locks, deployer),
             aliases=Aliases(catalog, records, is_coming_back=deployer.is_coming_back),
             accounts=accounts,
@@ -70,10 +74,13 @@ class RegistryParts:
         )
 
 
-def _resume(records: RecordStore, deployer: Deployer) -> None:
+def _resume(records: RecordStore, deployer: Deployer, quarantine: Quarantine) -> None:
     for marker in records.load_deployments().records:
         try:
-            deployer.resume(marker)
+            if is_quarantined(marker):
+                quarantine.restore(marker)
+            else:
+                deployer.resume(marker)
         except ModelNotFoundError:
             # A delete that died after its manifest went: finish it.
             records.delete_deployment(marker.namespace_id, marker.model_id)

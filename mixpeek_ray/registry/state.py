@@ -6,6 +6,7 @@ A model version moves like this::
                                       ▲  ▲                   │  │                   │
                                       │  └─────undeploy──────┘  └─failed─▶ FAILED   │
                                       └───────────────────undeploy──────────────────┘
+    PENDING or DEPLOYED ──quarantined──▶ FAILED
     any state ──begin_delete──▶ DELETING ──deleted──▶ (absent)
 
 Each deploy carries an ``attempt`` number; what a materialization reports counts only while its attempt is current, so a
@@ -24,6 +25,7 @@ from mixpeek_ray.core.errors import (
     ModelBusyError,
     ModelNotDeployedError,
     ModelNotFoundError,
+    ModelQuarantinedError,
     QuotaExceededError,
     VersionExistsError,
 )
@@ -189,6 +191,13 @@ class ModelCatalog:
         self._entries[key] = replace(entry, state=state)
         return state
 
+    def quarantined(self, key: ModelKey, error: ModelQuarantinedError) -> ModelState:
+        """Record that a deployed model harms what computes it; ends any attempt under way."""
+        state = self.failed(key, error)
+        entry = self._entry(key)
+        self._entries[key] = replace(entry, attempt=entry.attempt + 1)
+        return state
+
     def undeployed(self, key: ModelKey) -> ModelState:
         """Record that the weights are not wanted in the cluster; ends any attempt under way."""
         entry = self._entry(key)
@@ -205,8 +214,12 @@ class ModelCatalog:
         return state
 
     def check_loadable(self, key: ModelKey) -> ModelState:
-        """Return the model if it is deployed or on the way. Raises ``ModelNotDeployedError`` otherwise."""
+        """Return the model if it is deployed or on the way.
+
+        Raises ``ModelNotDeployedError`` otherwise, ``ModelQuarantinedError`` if that is why.
+        """
         state = self.check_open(key)
+        state.check_not_quarantined()
         if state.status is DeploymentStatus.FAILED:
             raise ModelNotDeployedError(
                 f"Model {key.model_id!a} could not be deployed ({state.failure_code}): {state.failure_message}",

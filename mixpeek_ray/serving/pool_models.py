@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from mixpeek_ray.registry.state import ModelKey
 from mixpeek_ray.servables.base import Servable, ServableRef
 from mixpeek_ray.servables.build import check_servable
 from mixpeek_ray.servables.pool import LoadedServable
+from mixpeek_ray.servables.watched import WatchedServable
 from mixpeek_ray.serving.pool_programs import ScriptHosts
 
 # How long the registry's word on a model is believed: what is undeployed or replaced stops answering this soon.
@@ -29,9 +31,13 @@ class _Asked:
 class PoolModels:
     """Finds models on the replica's event loop, loads them on threads."""
 
-    def __init__(self, registry: Any, *, timeout_s: float) -> None:
+    def __init__(
+        self, registry: Any, *, timeout_s: float, watch: Callable[[ServableRef], AbstractContextManager[None]]
+    ) -> None:
+        """``watch``: what every step of a model's code is taken inside of; see ``CrashReporter``."""
         self._registry = registry
         self._timeout_s = timeout_s
+        self._watch = watch
         # By organisation and model: what one may use, another may not even know of.
         self._answers = RememberedAnswers[_Asked, ServableRef](trust_s=_TRUST_S)
         self._programs = ScriptHosts()
@@ -39,8 +45,8 @@ class PoolModels:
     async def find(self, principal: Principal, namespace_id: str, model_id: str) -> ServableRef:
         """Return a deployed model that ``principal`` may use.
 
-        Raises ``NamespaceNotFoundError``, ``ModelNotFoundError``, ``ModelNotDeployedError``, ``NotServableError``,
-        ``RegistryUnavailableError``.
+        Raises ``NamespaceNotFoundError``, ``ModelNotFoundError``, ``ModelNotDeployedError``,
+        ``ModelQuarantinedError``, ``NotServableError``, ``RegistryUnavailableError``.
         """
         key = ModelKey(namespace_id=namespace_id, model_id=model_id)
         asked = _Asked(organization_id=principal.organization.organization_id, key=key)
@@ -51,6 +57,12 @@ class PoolModels:
 
         Raises what ``load_namespace_model`` and ``build_servable`` raise.
         """
+        with self._watch(ref):
+            loaded = self._open(ref)
+        watched = WatchedServable(loaded.servable, lambda: self._watch(ref))
+        return LoadedServable(servable=watched, shared_bytes=loaded.shared_bytes)
+
+    def _open(self, ref: ServableRef) -> LoadedServable:
         from mixpeek_ray.loading.loader import NamespaceModel, find
         from mixpeek_ray.loading.open_model import open_model
         from mixpeek_ray.servables.build import build_servable
@@ -87,6 +99,7 @@ class PoolModels:
 
 
 def _usable(state: ModelState) -> ServableRef:
+    state.check_not_quarantined()
     manifest = state.manifest
     contents = state.contents or manifest.contents
     if state.status is not DeploymentStatus.DEPLOYED or contents is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import threading
@@ -27,6 +28,17 @@ _LOAD_S, _COMPUTE_S = 60.0, 30.0
 # Nothing of the replica's environment that could be a secret reaches a process that runs programs of users.
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL", "OMP_NUM_THREADS")
 _BOOTSTRAP = "from mixpeek_ray.loading.script_child import main; main()"
+# What a process receives for what its native code does; others stop it from outside.
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+
+
+class ProgramCrashedError(UnavailableError):
+    """A program's native code ended its process."""
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        """``reason``: what the kernel called it."""
+        super().__init__(message)
+        self.reason = reason
 
 
 class ScriptHosts:
@@ -112,19 +124,24 @@ class _Host:
         self._stream: socket.socket | None = None
 
     def exchange(self, frame: Frame, seconds: float, name: str) -> Frame:
-        """Return the process's answer. Raises ``UnavailableError`` when it is gone, or is ended for taking too long."""
+        """Return the process's answer.
+
+        Raises ``UnavailableError`` when it is gone, or is ended for taking too long; ``ProgramCrashedError`` when it
+        crashed.
+        """
         stream = self._stream or self._start()
         stream.settimeout(seconds)
         try:
             send(stream, frame)
             return receive(stream)
         except (OSError, EOFError, BadFrameError) as error:
-            self._stop()
+            reason = self._stop()
             _log.warning("a TorchScript process was lost (%s)", type(error).__name__, extra={"model_id": name})
             problem = f"takes longer than {seconds:g} s" if isinstance(error, TimeoutError) else "ends its process"
-            raise UnavailableError(
-                f"Model {name!a} {problem}: send other inputs, or less at a time, and try again."
-            ) from None
+            message = f"Model {name!a} {problem}: send other inputs, or less at a time, and try again."
+            if reason is not None:
+                raise ProgramCrashedError(message, reason=reason) from None
+            raise UnavailableError(message) from None
 
     def unload(self, key: str) -> None:
         """Forget one program; without the last one the process ends."""
@@ -141,14 +158,18 @@ class _Host:
             self.process = start_child(_BOOTSTRAP, theirs, kept=_KEPT_ENVIRONMENT)
         return self._stream
 
-    def _stop(self) -> None:
+    def _stop(self) -> str | None:
+        """End the process; return what its native code did to it, if it had ended by that before."""
+        reason = None
         if self._stream is not None:
             self._stream.close()
         if self.process is not None:
             self.process.kill()
-            self.process.wait()
+            status = -self.process.wait()
+            reason = signal.strsignal(status) if status in _CRASHES else None
         self._stream = self.process = None
         self.keys.clear()
+        return reason
 
 
 def _load_frame(model: DeployedModel, key: str) -> tuple[int | None, Frame]:

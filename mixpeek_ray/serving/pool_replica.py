@@ -25,6 +25,7 @@ from mixpeek_ray.registry.key_checker import KeyChecker
 from mixpeek_ray.servables.base import NamedArrays, Parameters, ServableRef, ServableSpec
 from mixpeek_ray.servables.pool import OpenModel, ServablePool
 from mixpeek_ray.serving.counting import ReplicaCounts
+from mixpeek_ray.serving.crash_reports import CrashReporter
 from mixpeek_ray.serving.pool_models import PoolModels
 
 _log = get_logger(__name__)
@@ -52,7 +53,8 @@ class PoolReplica:
         self._counts = counts
         aliases = AliasesClient(registry, timeout_s=settings.registry_timeout_s)
         self._versions = AliasResolver(aliases.targets)
-        self._models = PoolModels(registry, timeout_s=settings.registry_timeout_s)
+        self._crashes = CrashReporter(registry, settings)
+        self._models = PoolModels(registry, timeout_s=settings.registry_timeout_s, watch=self._crashes.watch)
         self._pool = ServablePool(
             self._models.load,
             max_models=bounds.max_models,
@@ -61,6 +63,7 @@ class PoolReplica:
             observer=counts.observer,
         )
         self._letting_go = asyncio.create_task(self._let_go())
+        self._reporting = asyncio.create_task(self._crashes.keep_reporting())
 
     @classmethod
     async def connect(cls, settings: Settings, bounds: PoolBounds, *, application: str) -> Self:
@@ -68,7 +71,10 @@ class PoolReplica:
         registry = await asyncio.to_thread(ensure_registry, settings)
         keys = await KeyChecker.connect(registry, timeout_s=settings.registry_timeout_s)
         counts = await ReplicaCounts.connect(settings, application=application)
-        return cls(settings, registry, keys, counts, bounds)
+        replica = cls(settings, registry, keys, counts, bounds)
+        # What ended the replica before this one: the registry should know when the next request for that model comes.
+        await replica._crashes.report()
+        return replica
 
     def create_app(self) -> ASGIApp:
         """Return the HTTP application of the models' endpoints."""

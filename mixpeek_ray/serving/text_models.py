@@ -42,7 +42,8 @@ class ReplicaModels:
     async def find(self, principal: Principal, name: str) -> ModelRef:
         """Return which model ``principal`` means by ``name``: a built-in one, or ``{namespace}/{model_id}``.
 
-        Raises ``ModelNotFoundError``, ``ModelNotDeployedError``, ``ValidationError``, ``RegistryUnavailableError``.
+        Raises ``ModelNotFoundError``, ``ModelNotDeployedError``, ``ModelQuarantinedError``, ``ValidationError``,
+        ``RegistryUnavailableError``.
         """
         namespace_id, slash, model_id = name.partition("/")
         try:
@@ -83,6 +84,7 @@ class ReplicaModels:
 
 
 def _usable(state: ModelState, key: ModelKey) -> ModelRef:
+    state.check_not_quarantined()
     contents = state.contents or state.manifest.contents
     if state.status is not DeploymentStatus.DEPLOYED:
         raise ModelNotDeployedError(

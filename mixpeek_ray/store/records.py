@@ -97,6 +97,13 @@ class RecordStore:
         """Record that a model version should not be deployed."""
         self._blobs.delete(layout.deployment_key(namespace_id, model_id))
 
+    def find_deployment(self, namespace_id: str, model_id: str) -> DeploymentMarker | None:
+        """Return a model version's marker, None where there is none. Raises ``CorruptStoreError``."""
+        try:
+            return self._deployments.decode(self._blobs.read(layout.deployment_key(namespace_id, model_id)))
+        except FileNotFoundError:
+            return None
+
     def load_deployments(self) -> Loaded[DeploymentMarker]:
         """Return every marker, also one whose manifest is gone (a delete that was cut short)."""
         return self._load(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from mixpeek_ray.loading.open_model import DeployedModel
 from mixpeek_ray.servables.base import Parameters
 from mixpeek_ray.servables.script_frames import BadFrameError, Frame, receive, send
 from mixpeek_ray.serving import pool_programs
-from mixpeek_ray.serving.pool_programs import ScriptHosts, ScriptServable
+from mixpeek_ray.serving.pool_programs import ProgramCrashedError, ScriptHosts, ScriptServable
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit")
 
@@ -133,9 +135,25 @@ def test_a_program_that_never_ends_is_ended(open_program: Open, monkeypatch: pyt
 
 def test_a_process_that_died_is_started_again_for_the_next_request(open_program: Open) -> None:
     servable = open_program()
-    os.kill(process_of(servable), 9)
-    with pytest.raises(UnavailableError, match="ends its process"):
+    os.kill(process_of(servable), signal.SIGKILL)
+    with pytest.raises(UnavailableError, match="ends its process") as lost:
         ask(servable)
+    assert not isinstance(lost.value, ProgramCrashedError)
+    assert ask(servable)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
+def test_a_crash_is_told_from_other_ends(open_program: Open, number: signal.Signals) -> None:
+    servable = open_program()
+    pid = process_of(servable)
+    with ThreadPoolExecutor(1) as pool:
+        # To the kernel a fault of native code is a signal to the thread that computes.
+        endless = pool.submit(ask, servable, 2)
+        wait_for(lambda: Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] == "R")
+        os.kill(pid, number)
+        with pytest.raises(ProgramCrashedError, match="ends its process") as crash:
+            endless.result()
+    assert crash.value.reason == signal.strsignal(number)
     assert ask(servable)
 
 
