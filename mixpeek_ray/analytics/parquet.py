@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from mixpeek_ray.analytics.records import TrafficKey, TrafficRow
 
 _SOURCES = b"mixpeek.sources"
+# Files from before there were shadow requests lack it.
+_SHADOW = "shadow"
 _SCHEMA = pa.schema(
     [
         ("began", pa.timestamp("s", tz="UTC")),
@@ -23,6 +25,7 @@ _SCHEMA = pa.schema(
         ("version", pa.string()),
         ("status", pa.int16()),
         ("error_code", pa.string()),
+        (_SHADOW, pa.bool_()),
         ("requests", pa.int64()),
         ("items", pa.int64()),
         ("tokens", pa.int64()),
@@ -40,8 +43,8 @@ def encode(rows: Iterable[TrafficRow], sources: Mapping[str, int]) -> bytes:
     records = [
         (
             row.began_s, row.key.organization_id, row.key.namespace_id, row.key.model_name, row.key.version,
-            row.key.status, row.key.error_code, row.requests, row.items, row.tokens, row.latency_s, row.max_latency_s,
-            [bucket for bucket, _ in row.latencies], [count for _, count in row.latencies],
+            row.key.status, row.key.error_code, row.key.is_shadow, row.requests, row.items, row.tokens, row.latency_s,
+            row.max_latency_s, [bucket for bucket, _ in row.latencies], [count for _, count in row.latencies],
         )
         for row in rows
     ]  # fmt: skip
@@ -58,6 +61,9 @@ def decode(
 ) -> list[TrafficRow]:
     """Return the rows of a file: an organisation's, that began from ``start_s`` up to before ``end_s``."""
     table = pq.read_table(io.BytesIO(data))
+    if _SHADOW not in table.column_names:
+        place = _SCHEMA.get_field_index(_SHADOW)
+        table = table.add_column(place, _SHADOW, pa.array([False] * len(table), type=pa.bool_()))
     # Parquet has no seconds: they come back as milliseconds.
     table = table.set_column(0, "began", table["began"].cast(pa.timestamp("s", tz="UTC")).cast(pa.int64()))
     chosen = pc.greater_equal(table["began"], start_s)

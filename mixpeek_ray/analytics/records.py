@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Self
 
@@ -30,17 +30,21 @@ class TrafficKey:
     # The HTTP status, and the code of the error; empty for an answer.
     status: int
     error_code: str
+    # Computed for nobody, beside another version's answer.
+    is_shadow: bool = False
 
     @classmethod
-    def of(cls, organization_id: str, model: str | None, status: int, error_code: str) -> Self:
+    def of(
+        cls, organization_id: str, model: str | None, status: int, error_code: str, *, is_shadow: bool = False
+    ) -> Self:
         """Return the key of a request to ``model``: a built-in one's name, ``{namespace}/{model_id}``, or None."""
         if model is None:
-            return cls(organization_id, BUILTIN, UNKNOWN, "", status, error_code)
+            return cls(organization_id, BUILTIN, UNKNOWN, "", status, error_code, is_shadow)
         namespace_id, slash, model_id = model.partition("/")
         if not slash:
-            return cls(organization_id, BUILTIN, model, "", status, error_code)
+            return cls(organization_id, BUILTIN, model, "", status, error_code, is_shadow)
         name, *version = model_id.rsplit("_", _VERSION_PARTS)
-        return cls(organization_id, namespace_id, name, ".".join(version), status, error_code)
+        return cls(organization_id, namespace_id, name, ".".join(version), status, error_code, is_shadow)
 
     @property
     def is_error(self) -> bool:
@@ -54,7 +58,7 @@ class TrafficKey:
 
     def without_model(self) -> TrafficKey:
         """Return the key under which the requests of too many models are counted together."""
-        return TrafficKey(self.organization_id, self.namespace_id, OTHER, "", self.status, self.error_code)
+        return replace(self, model_name=OTHER, version="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,8 @@ class TrafficBatch:
     source: str
     sequence: int
     rows: tuple[TrafficRow, ...]
+    # Seconds since 1970, before the first of its requests ended; 0.0: nobody knows.
+    since_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +111,8 @@ class ModelPerformance:
     model_id: str
     # None for built-in models.
     version: str | None
+    # Shadow requests, which are told apart from those that were answered.
+    is_shadow: bool
     requests: int
     errors: int
     # By error code, among them the errors that are the caller's own.

@@ -66,29 +66,30 @@ class _ModelSum:
 def performance_by_model(
     rows: Iterable[TrafficRow], *, window_s: float, model_name: str | None = None
 ) -> tuple[ModelPerformance, ...]:
-    """Return how each model and version did, the busiest first.
+    """Return how each model and version did, the busiest first; its shadow requests by themselves.
 
     ``model_name``: only the versions of that name, or the one model of that id or ``{namespace}/{model_id}``.
     """
-    sums: dict[tuple[str, str, str], tuple[TrafficKey, _ModelSum]] = {}
+    sums: dict[tuple[str, str, str, bool], tuple[TrafficKey, _ModelSum]] = {}
     for row in rows:
         key = row.key
         if model_name is not None and model_name not in _names(key):
             continue
-        _, total = sums.setdefault((key.namespace_id, key.model_name, key.version), (key, _ModelSum()))
+        model = (key.namespace_id, key.model_name, key.version, key.is_shadow)
+        _, total = sums.setdefault(model, (key, _ModelSum()))
         total.add(row)
     told = [_performance(key, total, window_s) for key, total in sums.values()]
-    return tuple(sorted(told, key=lambda model: (-model.requests, model.namespace_id, model.model_id)))
+    return tuple(sorted(told, key=lambda model: (-model.requests, model.namespace_id, model.model_id, model.is_shadow)))
 
 
 def performance_over_time(
     rows: Iterable[TrafficRow], *, start: datetime, end: datetime, grouping: Grouping
 ) -> EnginePerformance:
-    """Return the latencies of all answered requests, for each bucket of time and in sum."""
+    """Return the latencies of all answered requests, for each bucket of time and in sum; without shadow requests."""
     total = Sum()
     buckets: dict[datetime, Sum] = {}
     for row in rows:
-        if not row.key.is_error:
+        if not row.key.is_error and not row.key.is_shadow:
             total.add(row)
             buckets.setdefault(grouping.begin(row.began_s), Sum()).add(row)
     return EnginePerformance(
@@ -113,6 +114,7 @@ def _performance(key: TrafficKey, total: _ModelSum, window_s: float) -> ModelPer
         model_name=key.model_name,
         model_id=key.model_id,
         version=key.version or None,
+        is_shadow=key.is_shadow,
         requests=total.answered.requests + errors,
         errors=errors,
         error_codes=dict(total.errors),

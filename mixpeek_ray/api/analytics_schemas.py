@@ -19,6 +19,7 @@ class ModelPerformanceDocument(Body):
     model_id: str
     namespace_id: str | None = Field(description="Null for built-in models.")
     version: str | None = Field(description="Null for built-in models.")
+    shadow: bool = Field(description="Requests that it computed for nobody: another version behind an alias answered.")
     requests: int
     errors: int
     error_rate: float
@@ -82,6 +83,7 @@ def present_model_performance(model: ModelPerformance, *, builtin: str) -> Model
         model_id=model.model_id,
         namespace_id=None if model.namespace_id == builtin else model.namespace_id,
         version=model.version,
+        shadow=model.is_shadow,
         requests=model.requests,
         errors=model.errors,
         error_rate=model.errors / model.requests,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
 from mixpeek_ray.api.analytics_ports import Analytics
 from mixpeek_ray.catalog.availability import BuiltinModel
-from mixpeek_ray.core.aliases import AliasRef, ModelAlias, WeightedTarget
+from mixpeek_ray.core.aliases import AliasPlan, AliasRef, AliasRoute, ModelAlias
 from mixpeek_ray.core.records import (
     DeployResult,
     ModelState,
@@ -76,9 +76,9 @@ class ModelAliases(Protocol):
         """Return one alias with its history."""
 
     async def put(
-        self, principal: Principal, ref: AliasRef, weights: Mapping[str, int], expected_revision: int | None
+        self, principal: Principal, ref: AliasRef, plan: AliasPlan, expected_revision: int | None
     ) -> ModelAlias:
-        """Point an alias to versions of its model, by their ids, making it if need be.
+        """Let an alias do as planned, making it if need be.
 
         Raises ``InvalidNameError``, ``ValidationError``, ``ModelNotDeployedError`` (a version that would be sent
         requests), ``QuotaExceededError``.
@@ -90,8 +90,8 @@ class ModelAliases(Protocol):
     async def delete(self, principal: Principal, ref: AliasRef, expected_revision: int | None) -> None:
         """Remove an alias and its history."""
 
-    async def targets(self, principal: Principal, ref: AliasRef) -> Sequence[WeightedTarget]:
-        """Return which versions an alias means now, or ``latest``: ``ModelNotDeployedError`` when there is none."""
+    async def route(self, principal: Principal, ref: AliasRef) -> AliasRoute:
+        """Return where an alias' requests go now, or those of ``latest``: ``ModelNotDeployedError`` without one."""
 
 
 class Platform(Protocol):

@@ -51,30 +51,30 @@ class TextEngine:
 
     async def embed(self, principal: Principal, request: TextRequest) -> Computed[FloatArray]:
         """Return one float32 vector [dimensions] an input."""
-        return await self._answer(principal, request.model, len(request.inputs), partial(self._embed, request))
+        return await self._answer(principal, request, len(request.inputs), partial(self._embed, request))
 
     async def embed_sparse(self, principal: Principal, request: TextRequest) -> Computed[SparseVector]:
         """Return one sparse vector an input."""
-        return await self._answer(principal, request.model, len(request.inputs), partial(self._embed_sparse, request))
+        return await self._answer(principal, request, len(request.inputs), partial(self._embed_sparse, request))
 
     async def embed_multi_vector(self, principal: Principal, request: TextRequest) -> Computed[FloatArray]:
         """Return one float32 matrix [tokens, dimensions] an input."""
         compute = partial(self._embed_multi_vector, request)
-        return await self._answer(principal, request.model, len(request.inputs), compute)
+        return await self._answer(principal, request, len(request.inputs), compute)
 
     async def rerank(self, principal: Principal, request: RerankRequest) -> Computed[float]:
         """Return one score a document, in the documents' order."""
-        return await self._answer(principal, request.model, len(request.documents), partial(self._rerank, request))
+        return await self._answer(principal, request, len(request.documents), partial(self._rerank, request))
 
     async def _answer(
         self,
         principal: Principal,
-        name: str,
+        request: TextRequest | RerankRequest,
         items: int,
         compute: Callable[[ReadyModel], Awaitable[Computed[OutcomeT]]],
     ) -> Computed[OutcomeT]:
-        with observed(self._observer, principal, items=items) as under_way:
-            ref = await self._pool.find(principal, name)
+        with observed(self._observer, principal, items=items, is_shadow=request.is_shadow) as under_way:
+            ref = await self._pool.find(principal, request.model)
             under_way.model = ref.name
             async with self._pool.use(ref) as model:
                 computed = await compute(model)

@@ -32,6 +32,8 @@ class Request:
     # The HTTP status, and the code of the error; empty for an answer.
     status: int
     error_code: str
+    # Computed for nobody, to see how the model would do.
+    is_shadow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,9 @@ class Observed:
 
 
 @contextmanager
-def observed(observer: Observer, principal: Principal, *, items: int = 0) -> Iterator[Observed]:
+def observed(
+    observer: Observer, principal: Principal, *, items: int = 0, is_shadow: bool = False
+) -> Iterator[Observed]:
     """Tell ``observer`` of the request that is answered inside the block, however it ends."""
     under_way = Observed(items=items)
     status, error_code = _ANSWERED, ""
@@ -114,5 +118,6 @@ def observed(observer: Observer, principal: Principal, *, items: int = 0) -> Ite
                 latency_s=time.perf_counter() - started_s,
                 status=status,
                 error_code=error_code,
+                is_shadow=is_shadow,
             )
         )

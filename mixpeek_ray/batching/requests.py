@@ -37,6 +37,8 @@ class TextRequest:
     dimensions: int | None = None
     # What makes a caller meet the same version behind an alias again; None: any of them, by weight.
     sticky: str | None = None
+    # Nobody waits for the answer: another version gave it. Counted apart.
+    is_shadow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +52,4 @@ class RerankRequest:
     truncate: Truncate = Truncate.END
     # As in ``TextRequest``.
     sticky: str | None = None
+    is_shadow: bool = False

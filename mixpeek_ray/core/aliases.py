@@ -7,18 +7,21 @@ decided by a point between 0 and 1: a random one, or the same one again for what
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import blake2b
 from secrets import randbits
 
 from mixpeek_ray.core import limits
+from mixpeek_ray.core.alias_options import RollbackGuard, Shadow
 from mixpeek_ray.core.errors import InvalidNameError, NoPreviousTargetsError, RevisionMismatchError
 from mixpeek_ray.core.ids import is_valid_name
 
 # `my-model@latest`: the highest version that is deployed. No alias may be called so.
 LATEST = "latest"
+# Stands in a change for the key of whoever made it: an alias' own guard.
+GUARD = "guard"
 _SEPARATOR = "@"
 # No `-` first: an alias is a part of its record's key in the store.
 _ALIAS = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}", re.ASCII)
@@ -50,23 +53,55 @@ class WeightedTarget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AliasPlan:
+    """What an alias is wanted to do."""
+
+    # By the versions' ids.
+    weights: Mapping[str, int]
+    shadow: Shadow | None = None
+    guard: RollbackGuard | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AliasRoute:
+    """Where an alias' requests go now."""
+
+    # The highest version first: see ``choose``.
+    targets: tuple[WeightedTarget, ...]
+    shadow: Shadow | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class AliasChange:
     """Who changes an alias and when; ``change_id`` tells a repeated call from another one."""
 
     change_id: str
+    # Or ``GUARD``.
     key_id: str
     made_at: datetime
+    # What the guard found; None: somebody wanted it so.
+    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSet:
-    """What an alias points to, or pointed to, since ``change.made_at``."""
+    """What an alias does, or did, since ``change.made_at``."""
 
     # The highest version first: see ``choose``.
     targets: tuple[WeightedTarget, ...]
     change: AliasChange
     # A rollback left it, or came back to it and made it current anew: the next one goes further back.
     undone: bool = False
+    shadow: Shadow | None = None
+    guard: RollbackGuard | None = None
+
+    def answering(self) -> tuple[WeightedTarget, ...]:
+        """Return the targets that answer requests, the highest version first."""
+        return tuple(target for target in self.targets if target.weight)
+
+    def does_as(self, other: TargetSet) -> bool:
+        """Tell whether requests fare as with ``other``, whoever made it and when."""
+        return (self.targets, self.shadow, self.guard) == (other.targets, other.shadow, other.guard)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +116,9 @@ class ModelAlias:
     # Newest first, at most ``limits.MAX_ALIAS_HISTORY``.
     history: tuple[TargetSet, ...] = ()
 
-    def moved(self, targets: tuple[WeightedTarget, ...], change: AliasChange) -> ModelAlias:
-        """Return the alias pointing to ``targets``."""
-        return self._with(TargetSet(targets=targets, change=change), (self.current, *self.history))
+    def moved(self, wanted: TargetSet) -> ModelAlias:
+        """Return the alias doing what is ``wanted``."""
+        return self._with(wanted, (self.current, *self.history))
 
     def previous(self) -> TargetSet:
         """Return what a rollback comes back to. Raises ``NoPreviousTargetsError``."""
@@ -99,10 +134,30 @@ class ModelAlias:
 
         A second rollback goes one step further: it never brings back what the first one left.
         """
-        restored = self.previous()
-        earlier = tuple(replace(item, undone=True) if item is restored else item for item in self.history)
+        return self._back_to(self.previous(), change)
+
+    def before(self, model_id: str) -> TargetSet | None:
+        """Return what the alias did last without sending requests to a version; None when it always did."""
+        for earlier in self.history:
+            if not earlier.undone and all(target.model_id != model_id for target in earlier.answering()):
+                return earlier
+        return None
+
+    def withdrawn(self, model_id: str, change: AliasChange, *, to: TargetSet | None) -> ModelAlias:
+        """Return the alias sending no requests to a version: as in ``to``, an earlier set, or else as it is now."""
+        if to is not None:
+            return self._back_to(to, change)
+        without = tuple(
+            replace(target, weight=0) if target.model_id == model_id else target for target in self.current.targets
+        )
         left = replace(self.current, undone=True)
-        return self._with(TargetSet(targets=restored.targets, change=change), (left, *earlier))
+        return self._with(replace(self.current, targets=without, change=change), (left, *self.history))
+
+    def _back_to(self, restored: TargetSet, change: AliasChange) -> ModelAlias:
+        # What came after it is left for good.
+        place = self.history.index(restored)
+        left = tuple(replace(item, undone=True) for item in (self.current, *self.history[: place + 1]))
+        return self._with(replace(restored, change=change, undone=False), (*left, *self.history[place + 1 :]))
 
     def _with(self, current: TargetSet, history: tuple[TargetSet, ...]) -> ModelAlias:
         kept = history[: limits.MAX_ALIAS_HISTORY]

@@ -85,6 +85,7 @@ class ModelRegistry(AliasCalls):
         self._account_lock = asyncio.Lock()
         self._housekeeping = asyncio.create_task(self._housekeeper.keep())
         self._watching = asyncio.create_task(self._builtin.watch())
+        self._guarding = asyncio.create_task(parts.alias_watch.keep())
 
     # Health
 

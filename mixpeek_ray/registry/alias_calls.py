@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mixpeek_ray.core.aliases import AliasChange, AliasRef, ModelAlias, WeightedTarget
+    from mixpeek_ray.core.aliases import AliasChange, AliasPlan, AliasRef, AliasRoute, ModelAlias, WeightedTarget
     from mixpeek_ray.registry.accounts import Accounts
     from mixpeek_ray.registry.aliases import Aliases
 
@@ -34,13 +33,13 @@ class AliasCalls:
         self,
         organization_id: str,
         ref: AliasRef,
-        weights: Mapping[str, int],
+        plan: AliasPlan,
         change: AliasChange,
         expected_revision: int | None,
     ) -> ModelAlias:
-        """Point an alias to these versions, making it if need be."""
+        """Let an alias do as planned, making it if need be."""
         self._check_namespace(organization_id, ref.namespace_id)
-        return await self._aliases.put(ref, weights, change, expected_revision)
+        return await self._aliases.put(ref, plan, change, expected_revision)
 
     async def roll_back_alias(
         self, organization_id: str, ref: AliasRef, change: AliasChange, expected_revision: int | None
@@ -54,10 +53,10 @@ class AliasCalls:
         self._check_namespace(organization_id, ref.namespace_id)
         await self._aliases.delete(ref, expected_revision)
 
-    async def alias_targets(self, organization_id: str, ref: AliasRef) -> tuple[WeightedTarget, ...]:
-        """Return which versions an alias, or ``latest``, means now."""
+    async def alias_route(self, organization_id: str, ref: AliasRef) -> AliasRoute:
+        """Return where the requests of an alias, or of ``latest``, go now."""
         self._check_namespace(organization_id, ref.namespace_id)
-        return self._aliases.targets(ref)
+        return self._aliases.route(ref)
 
     async def resolve_alias(self, ref: AliasRef) -> tuple[WeightedTarget, ...]:
         """Return, for a loader, which versions an alias, or ``latest``, means now.
@@ -65,7 +64,7 @@ class AliasCalls:
         Raises ``NamespaceNotFoundError`` for a namespace that nobody has.
         """
         self._accounts.check_namespace_exists(ref.namespace_id)
-        return self._aliases.targets(ref)
+        return self._aliases.route(ref).targets
 
     def _check_namespace(self, organization_id: str, namespace_id: str) -> None:
         # A development namespace that was never written to is as good as empty: it is made by its first upload.

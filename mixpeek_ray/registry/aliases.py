@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from mixpeek_ray.core import limits
+from mixpeek_ray.core.alias_options import RollbackGuard, Shadow
 from mixpeek_ray.core.aliases import (
     LATEST,
     AliasChange,
+    AliasPlan,
     AliasRef,
+    AliasRoute,
     ModelAlias,
     TargetSet,
     WeightedTarget,
@@ -74,30 +78,41 @@ class Aliases:
             )
         return alias
 
-    def targets(self, ref: AliasRef) -> tuple[WeightedTarget, ...]:
+    def guarded(self) -> tuple[tuple[ModelAlias, RollbackGuard], ...]:
+        """Return the aliases of all namespaces that divide their requests under a guard."""
+        return tuple(
+            (alias, alias.current.guard)
+            for alias in self._aliases.values()
+            if alias.current.guard is not None and len(alias.current.answering()) > 1
+        )
+
+    def route(self, ref: AliasRef) -> AliasRoute:
         """Return what an alias points to now; for ``latest``, the highest version that is deployed.
 
         Raises ``ModelNotFoundError`` and ``ModelNotDeployedError`` for a ``latest`` that there is none of.
         """
         if ref.alias != LATEST:
-            return self.get(ref).current.targets
+            current = self.get(ref).current
+            return AliasRoute(targets=current.targets, shadow=current.shadow)
         versions = self._versions(ref)
         if not versions:
             raise ModelNotFoundError(f"There is no model called {ref.name[:80]!a} in this namespace: upload one first.")
         serving = [state.manifest for state in versions.values() if self._serves(state)]
         if not serving:
             raise ModelNotDeployedError(f"No version of {ref.name!a} is deployed: deploy one first.")
-        return (WeightedTarget(model_id=newest_first(serving)[0].model_id, weight=1),)
+        latest = WeightedTarget(model_id=newest_first(serving)[0].model_id, weight=1)
+        return AliasRoute(targets=(latest,))
 
     # Changes
 
     async def put(
-        self, ref: AliasRef, weights: Mapping[str, int], change: AliasChange, expected_revision: int | None
+        self, ref: AliasRef, plan: AliasPlan, change: AliasChange, expected_revision: int | None
     ) -> ModelAlias:
-        """Point an alias to these versions, making it if need be; pointing it to the same ones again changes nothing.
+        """Let an alias do as planned, making it if need be; planning the same again changes nothing.
 
         Raises ``InvalidNameError``, ``ValidationError`` (no such version, no weight above 0),
-        ``ModelNotDeployedError`` (a version with a weight above 0), ``RevisionMismatchError``, ``QuotaExceededError``.
+        ``ModelNotDeployedError`` (a version with a weight above 0, or in the shadow), ``RevisionMismatchError``,
+        ``QuotaExceededError``.
         """
         check_alias(ref.alias)
         async with self._locks.hold(ref.namespace_id):
@@ -105,15 +120,19 @@ class Aliases:
             if known is not None and known.current.change.change_id == change.change_id:
                 return known  # Ray repeats a call whose answer was lost with the registry.
             check_revision(known, expected_revision)
-            targets = self._checked(ref, weights)
-            if known is not None and known.current.targets == targets:
+            wanted = TargetSet(
+                targets=self._checked(ref, plan.weights),
+                change=change,
+                shadow=self._checked_shadow(ref, plan.shadow),
+                guard=plan.guard,
+            )
+            if known is not None and known.current.does_as(wanted):
                 return known
-            self._check_deployed(ref, targets)
+            self._check_deployed(ref, wanted)
             if known is not None:
-                return await self._save(known.moved(targets, change))
+                return await self._save(known.moved(wanted))
             self._check_room(ref.namespace_id)
-            current = TargetSet(targets=targets, change=change)
-            return await self._save(ModelAlias(ref=ref, revision=1, created_at=change.made_at, current=current))
+            return await self._save(ModelAlias(ref=ref, revision=1, created_at=change.made_at, current=wanted))
 
     async def roll_back(self, ref: AliasRef, change: AliasChange, expected_revision: int | None) -> ModelAlias:
         """Point an alias to what it pointed to before; once more goes one step further back.
@@ -126,9 +145,25 @@ class Aliases:
                 return known  # Ray repeats a call whose answer was lost with the registry.
             check_revision(known, expected_revision)
             rolled_back = known.rolled_back(change)
-            self._check_there(ref, rolled_back.current.targets)
-            self._check_deployed(ref, rolled_back.current.targets)
-            return await self._save(rolled_back)
+            current = self._without_lost_shadow(ref, rolled_back.current)
+            self._check_there(ref, current.targets)
+            self._check_deployed(ref, current)
+            return await self._save(replace(rolled_back, current=current))
+
+    async def withdraw(self, ref: AliasRef, model_id: str, change: AliasChange, expected_revision: int) -> ModelAlias:
+        """Let an alias do what it did before it sent requests to a version, or else send that one none from now on.
+
+        Raises ``RevisionMismatchError``.
+        """
+        async with self._locks.hold(ref.namespace_id):
+            known = self.get(ref)
+            check_revision(known, expected_revision)
+            before = known.before(model_id)
+            if before is not None and not self._can_answer(ref, before):
+                before = None
+            withdrawn = known.withdrawn(model_id, change, to=before)
+            current = self._without_lost_shadow(ref, withdrawn.current)
+            return await self._save(replace(withdrawn, current=current))
 
     async def delete(self, ref: AliasRef, expected_revision: int | None) -> None:
         """Remove an alias and its history. Raises ``RevisionMismatchError``."""
@@ -157,8 +192,7 @@ class Aliases:
         users = [
             alias.ref.reference
             for alias in self.list(key.namespace_id, None)
-            for target in alias.current.targets
-            if target.model_id == key.model_id and target.weight >= at_least
+            if _uses(alias.current, key.model_id, at_least=at_least)
         ]
         if users:
             raise ModelInUseError(
@@ -208,15 +242,38 @@ class Aliases:
                     "the targets it should have."
                 )
 
-    def _check_deployed(self, ref: AliasRef, targets: Iterable[WeightedTarget]) -> None:
+    def _checked_shadow(self, ref: AliasRef, shadow: Shadow | None) -> Shadow | None:
+        if shadow is not None and shadow.model_id not in self._versions(ref):
+            raise ValidationError(
+                f"There is no version {shadow.model_id[:128]!a} of {ref.name[:80]!a}: a version of the same model "
+                "computes in the shadow.",
+                field="shadow",
+            )
+        return shadow
+
+    def _check_deployed(self, ref: AliasRef, wanted: TargetSet) -> None:
         versions = self._versions(ref)
-        for target in targets:
-            if target.weight and not self._serves(versions[target.model_id]):
+        asked = [target.model_id for target in wanted.answering()]
+        for model_id in (*asked, wanted.shadow.model_id) if wanted.shadow is not None else asked:
+            if not self._serves(versions[model_id]):
                 raise ModelNotDeployedError(
-                    f"Model {target.model_id!a} is {versions[target.model_id].status}, and requests would be sent to "
-                    f"it: POST /v1/namespaces/{ref.namespace_id}/models/{target.model_id}/deploy first.",
-                    model_id=target.model_id,
+                    f"Model {model_id!a} is {versions[model_id].status}, and requests would be sent to it: POST "
+                    f"/v1/namespaces/{ref.namespace_id}/models/{model_id}/deploy first.",
+                    model_id=model_id,
                 )
+
+    def _can_answer(self, ref: AliasRef, wanted: TargetSet) -> bool:
+        versions = self._versions(ref)
+        return all(target.model_id in versions for target in wanted.targets) and all(
+            self._serves(versions[target.model_id]) for target in wanted.answering()
+        )
+
+    def _without_lost_shadow(self, ref: AliasRef, wanted: TargetSet) -> TargetSet:
+        """Return what is wanted without a shadow that was undeployed since: nobody's answer depends on it."""
+        if wanted.shadow is None:
+            return wanted
+        state = self._versions(ref).get(wanted.shadow.model_id)
+        return wanted if state is not None and self._serves(state) else replace(wanted, shadow=None)
 
     def _check_room(self, namespace_id: str) -> None:
         if len(self.list(namespace_id, None)) >= limits.MAX_ALIASES_PER_NAMESPACE:
@@ -230,3 +287,9 @@ class Aliases:
         await asyncio.to_thread(self._records.put_alias, alias)
         self._aliases[alias.ref] = alias
         return alias
+
+
+def _uses(current: TargetSet, model_id: str, *, at_least: int) -> bool:
+    if current.shadow is not None and current.shadow.model_id == model_id:
+        return True
+    return any(target.model_id == model_id and target.weight >= at_least for target in current.targets)

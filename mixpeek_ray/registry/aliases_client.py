@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from mixpeek_ray.core.aliases import AliasChange, AliasRef, ModelAlias, WeightedTarget
+from mixpeek_ray.core.aliases import AliasChange, AliasPlan, AliasRef, AliasRoute, ModelAlias
 from mixpeek_ray.core.ids import new_id
 from mixpeek_ray.core.records import Principal
 from mixpeek_ray.registry.calls import call
@@ -30,11 +30,10 @@ class AliasesClient:
         return alias
 
     async def put(
-        self, principal: Principal, ref: AliasRef, weights: Mapping[str, int], expected_revision: int | None
+        self, principal: Principal, ref: AliasRef, plan: AliasPlan, expected_revision: int | None
     ) -> ModelAlias:
-        """Point an alias to these versions, making it if need be."""
-        change = _change(principal)
-        moved: ModelAlias = await self._call("put_alias", principal, ref, dict(weights), change, expected_revision)
+        """Let an alias do as planned, making it if need be."""
+        moved: ModelAlias = await self._call("put_alias", principal, ref, plan, _change(principal), expected_revision)
         return moved
 
     async def roll_back(self, principal: Principal, ref: AliasRef, expected_revision: int | None) -> ModelAlias:
@@ -46,10 +45,10 @@ class AliasesClient:
         """Remove an alias."""
         await self._call("delete_alias", principal, ref, expected_revision)
 
-    async def targets(self, principal: Principal, ref: AliasRef) -> Sequence[WeightedTarget]:
-        """Return which versions an alias, or ``latest``, means now."""
-        targets: Sequence[WeightedTarget] = await self._call("alias_targets", principal, ref)
-        return targets
+    async def route(self, principal: Principal, ref: AliasRef) -> AliasRoute:
+        """Return where the requests of an alias, or of ``latest``, go now."""
+        route: AliasRoute = await self._call("alias_route", principal, ref)
+        return route
 
     async def _call(self, method: str, principal: Principal, *arguments: Any) -> Any:
         organization_id = principal.organization.organization_id

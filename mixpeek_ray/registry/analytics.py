@@ -16,6 +16,7 @@ from mixpeek_ray.registry.calls import call
 from mixpeek_ray.store.factory import open_store
 
 if TYPE_CHECKING:
+    from mixpeek_ray.analytics.recent import RecentRequests
     from mixpeek_ray.analytics.records import EnginePerformance, ModelPerformance, TrafficBatch
     from mixpeek_ray.analytics.report import Grouping
 
@@ -39,14 +40,17 @@ class Analytics:
     async def __init__(self, *, store_url: str, retention_days: int) -> None:  # type: ignore[misc]  # Ray awaits it
         # Whoever finds the actor by its name imports this module: pyarrow is for the actor alone.
         from mixpeek_ray.analytics.journal import TrafficJournal
+        from mixpeek_ray.analytics.recent import RecentTraffic
 
         self._journal = TrafficJournal(open_store(store_url), retention=timedelta(days=retention_days))
+        self._recent = RecentTraffic()
         self._gathered: list[TrafficBatch] = []
         self._writing: asyncio.Task[None] | None = None
         self._tidying = asyncio.create_task(self._tidy())
 
     async def add(self, batch: TrafficBatch) -> None:
         """Return once a batch is on the store. Raises ``StorageUnavailableError``: then it may be sent again."""
+        self._recent.add(batch)
         self._gathered.append(batch)
         if self._writing is None:
             self._writing = asyncio.create_task(self._write())
@@ -75,6 +79,15 @@ class Analytics:
             return performance_over_time(rows, start=start, end=end, grouping=grouping)
 
         return await asyncio.to_thread(report)
+
+    async def recent(
+        self, namespace_id: str, groups: Sequence[Sequence[str]], since_s: float
+    ) -> tuple[RecentRequests, ...]:
+        """Return the requests to each group of versions, by their ids, that ended after ``since_s``.
+
+        Of the last hour, and as far as this process has lived: what is decided on them waits for enough of them.
+        """
+        return tuple(self._recent.count(namespace_id, group, since_s=since_s) for group in groups)
 
     async def _write(self) -> None:
         await asyncio.sleep(_GATHER_S)

@@ -10,6 +10,7 @@ from typing import Self
 from mixpeek_ray.core.errors import ModelNotFoundError
 from mixpeek_ray.registry.accounts import Accounts, load_or_create_secret
 from mixpeek_ray.registry.actor import RegistryConfig
+from mixpeek_ray.registry.alias_guard import AliasWatch, RecentCounts
 from mixpeek_ray.registry.aliases import Aliases
 from mixpeek_ray.registry.builtin import BuiltinModels
 from mixpeek_ray.registry.deployer import Deployer
@@ -37,6 +38,7 @@ class RegistryParts:
     uploads: Uploads
     housekeeper: Housekeeper
     builtin: BuiltinModels
+    alias_watch: AliasWatch
 
     @classmethod
     def restore(cls, config: RegistryConfig, *, first_start: bool) -> Self:
@@ -61,16 +63,18 @@ class RegistryParts:
             housekeeper.sweep(archives=not manifests.problems)
         quarantine = Quarantine(catalog, records, locks, deployer)
         _resume(records, deployer, quarantine)
+        aliases = Aliases(catalog, records, is_coming_back=deployer.is_coming_back)
         return cls(
             catalog=catalog,
             deployer=deployer,
             quarantine=quarantine,
             versions=Versions(catalog, records, locks, deployer),
-            aliases=Aliases(catalog, records, is_coming_back=deployer.is_coming_back),
+            aliases=aliases,
             accounts=accounts,
             uploads=uploads,
             housekeeper=housekeeper,
             builtin=BuiltinModels.of(config),
+            alias_watch=AliasWatch(aliases, RecentCounts().ask),
         )
 
 

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from mixpeek_ray.api.access import is_plausible_id
-from mixpeek_ray.api.alias_resolver import AliasResolver
+from mixpeek_ray.api.alias_resolver import AliasResolver, Chosen
 from mixpeek_ray.api.custom_models import MODEL_NOT_FOUND, may_have_custom_models
 from mixpeek_ray.api.inference_ports import Computed, RerankRequest, TextInference, TextRequest
 from mixpeek_ray.core.aliases import AliasRef, parse_reference
 from mixpeek_ray.core.errors import AliasNotFoundError, ModelNotFoundError, NamespaceNotFoundError
 from mixpeek_ray.core.records import Principal
 from mixpeek_ray.families.base import FloatArray, SparseVector
+from mixpeek_ray.serving.shadows import ShadowTraffic
 
 RequestT = TypeVar("RequestT", TextRequest, RerankRequest)
 ResultT = TypeVar("ResultT")
 
 
 class AliasedInference:
-    """Implements ``api.inference_ports.TextInference``: chooses a version, and lets another one compute with it."""
+    """Implements ``api.inference_ports.TextInference``: chooses a version, lets another one compute with it,
+    and perhaps with the one in the shadow."""
 
-    def __init__(self, inner: TextInference, versions: AliasResolver) -> None:
+    def __init__(self, inner: TextInference, versions: AliasResolver, shadows: ShadowTraffic) -> None:
         self._inner = inner
         self._versions = versions
+        self._shadows = shadows
 
     async def embed(self, principal: Principal, request: TextRequest) -> Computed[FloatArray]:
         """Return one float32 vector [dimensions] an input."""
@@ -44,7 +48,7 @@ class AliasedInference:
 
     async def _run(
         self,
-        compute: Callable[[Principal, RequestT], Awaitable[Computed[ResultT]]],
+        compute: Callable[[Principal, RequestT], Coroutine[Any, Any, Computed[ResultT]]],
         principal: Principal,
         request: RequestT,
     ) -> Computed[ResultT]:
@@ -54,8 +58,12 @@ class AliasedInference:
         if not may_have_custom_models(principal):
             raise ModelNotFoundError(MODEL_NOT_FOUND, field="model")
 
-        async def attempt(model_id: str) -> Computed[ResultT]:
-            return await compute(principal, replace(request, model=f"{ref.namespace_id}/{model_id}"))
+        async def attempt(chosen: Chosen) -> Computed[ResultT]:
+            computed = await compute(principal, replace(request, model=f"{ref.namespace_id}/{chosen.model_id}"))
+            if chosen.shadow_id is not None:
+                again = replace(request, model=f"{ref.namespace_id}/{chosen.shadow_id}", is_shadow=True)
+                self._shadows.offer(again.model, partial(compute, principal, again))
+            return computed
 
         try:
             return await self._versions.answered(principal, ref, request.sticky, attempt)

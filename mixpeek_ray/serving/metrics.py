@@ -17,6 +17,7 @@ _WAITS_S = [0.0005 * 2**power for power in range(15)]
 _BATCH_ITEMS = [float(2**power) for power in range(11)]
 # Series cost memory in every replica and in Prometheus; models beyond this many share one.
 _MAX_MODELS = 200
+_DROPPED = "dropped"
 _NOT_OF_A_MODEL = {"model": UNKNOWN}
 
 
@@ -27,7 +28,7 @@ class ReplicaObserver:
     rest of what is told here is told once a batch or a load, but for the latency.
 
     Tags: ``application``, ``model`` (only models that were found, at most 200; then ``(other)``), ``outcome`` (``ok``,
-    or the error's code).
+    or the error's code; of shadow requests also ``dropped``).
     """
 
     def __init__(self, recorder: TrafficRecorder, *, application: str) -> None:
@@ -37,8 +38,9 @@ class ReplicaObserver:
         # By model: bytes of weights viewed, and requests that waited when its last batch was taken.
         self._shared: dict[str, int] = {}
         self._lengths: dict[str, int] = {}
-        # By model and outcome, since the last export.
+        # By model and outcome, since the last export; those of the shadow apart.
         self._ended: Counter[tuple[str, str]] = Counter()
+        self._shadows: Counter[tuple[str, str]] = Counter()
         names, outcome = ("application", "model"), ("application", "model", "outcome")
         self._requests = metrics.Counter("mixpeek_requests", "Requests that ended, by outcome.", tag_keys=outcome)
         self._latency = metrics.Histogram(
@@ -61,21 +63,39 @@ class ReplicaObserver:
         self._load_seconds = metrics.Counter("mixpeek_model_load_seconds", "Seconds spent on loading.", tag_keys=names)
         self._unloads = metrics.Counter("mixpeek_model_unloads", "Models that were let go.", tag_keys=names)
         self._bytes = metrics.Gauge("mixpeek_shared_bytes", "Bytes of weights viewed, not owned.", tag_keys=names)
+        self._shadow_requests = metrics.Counter(
+            "mixpeek_shadow_requests", "Requests that were computed for nobody, or dropped.", tag_keys=outcome
+        )
+        self._shadow_latency = metrics.Histogram(
+            "mixpeek_shadow_latency_seconds",
+            "Latency of requests that were computed for nobody.",
+            boundaries=_LATENCIES_S,
+            tag_keys=names,
+        )
         for metric in (
             self._requests, self._latency, self._items, self._tokens, self._wait, self._waiting, self._loads,
-            self._load_seconds, self._unloads, self._bytes,
+            self._load_seconds, self._unloads, self._bytes, self._shadow_requests, self._shadow_latency,
         ):  # fmt: skip
             metric.set_default_tags({"application": application})
 
     def answered(self, request: Request) -> None:
         """Count a request."""
-        key = TrafficKey.of(request.organization_id, request.model, request.status, request.error_code)
+        is_shadow = request.is_shadow
+        key = TrafficKey.of(
+            request.organization_id, request.model, request.status, request.error_code, is_shadow=is_shadow
+        )
         self._recorder.record(key, latency_s=request.latency_s, items=request.items, tokens=request.tokens)
         tags = _NOT_OF_A_MODEL if request.model is None else self._tags_of(request.model)
         with self._lock:
-            self._ended[tags["model"], request.error_code or "ok"] += 1
+            (self._shadows if is_shadow else self._ended)[tags["model"], request.error_code or "ok"] += 1
         if not key.is_error:
-            self._latency.observe(request.latency_s, tags)
+            (self._shadow_latency if is_shadow else self._latency).observe(request.latency_s, tags)
+
+    def shadow_dropped(self, model: str) -> None:
+        """Count a shadow request that was not computed."""
+        tags = self._tags_of(model)
+        with self._lock:
+            self._shadows[tags["model"], _DROPPED] += 1
 
     def export(self) -> None:
         """Add the requests since the last call to Ray's metric, and tell what the gauges stand at.
@@ -84,9 +104,12 @@ class ReplicaObserver:
         """
         with self._lock:
             ended, self._ended = self._ended, Counter()
+            shadows, self._shadows = self._shadows, Counter()
             lengths, shared = dict(self._lengths), dict(self._shared)
         for (model, outcome), count in ended.items():
             self._requests.inc(count, {"model": model, "outcome": outcome})
+        for (model, outcome), count in shadows.items():
+            self._shadow_requests.inc(count, {"model": model, "outcome": outcome})
         for model, waiting in lengths.items():
             self._waiting.set(waiting, {"model": model})
         for model, total_bytes in shared.items():

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 from starlette.types import ASGIApp
 
-from mixpeek_ray.api.alias_resolver import AliasResolver
+from mixpeek_ray.api.alias_resolver import AliasResolver, Chosen
 from mixpeek_ray.api.predict_app import create_predict_app
 from mixpeek_ray.api.predict_ports import NamedModel, ServedModel
 from mixpeek_ray.batching.observer import Observed, observed
@@ -27,6 +28,7 @@ from mixpeek_ray.servables.pool import OpenModel, ServablePool
 from mixpeek_ray.serving.counting import ReplicaCounts
 from mixpeek_ray.serving.crash_reports import CrashReporter
 from mixpeek_ray.serving.pool_models import PoolModels
+from mixpeek_ray.serving.shadows import ShadowTraffic
 
 _log = get_logger(__name__)
 
@@ -52,7 +54,8 @@ class PoolReplica:
         self._keys = keys
         self._counts = counts
         aliases = AliasesClient(registry, timeout_s=settings.registry_timeout_s)
-        self._versions = AliasResolver(aliases.targets)
+        self._versions = AliasResolver(aliases.route)
+        self._shadows = ShadowTraffic(dropped=counts.observer.shadow_dropped)
         self._crashes = CrashReporter(registry, settings)
         self._models = PoolModels(registry, timeout_s=settings.registry_timeout_s, watch=self._crashes.watch)
         self._pool = ServablePool(
@@ -83,34 +86,53 @@ class PoolReplica:
     @asynccontextmanager
     async def use(self, principal: Principal, named: NamedModel) -> AsyncIterator[ServedModel]:
         """Provide a deployed model for one request, which is counted; see ``ModelServing``."""
-        with observed(self._counts.observer, principal) as under_way:
-            async with self._opened(principal, named, under_way) as model:
-                yield _CountedModel(model=model, under_way=under_way)
+        async with self._counted(principal, named, is_shadow=False) as model:
+            yield model
 
     async def describe(self, principal: Principal, named: NamedModel) -> OpenModel:
         """Return a deployed model once it is open; see ``ModelServing``."""
-        async with self._opened(principal, named, Observed()) as model:
+        async with self._opened(principal, named, Observed()) as (model, _):
             return model
 
     async def close(self) -> None:
         """Report what was counted since the last report; the replica has answered its last request."""
+        await self._shadows.close()
         await self._counts.close()
 
     @asynccontextmanager
-    async def _opened(self, principal: Principal, named: NamedModel, under_way: Observed) -> AsyncIterator[OpenModel]:
+    async def _counted(self, principal: Principal, named: NamedModel, *, is_shadow: bool) -> AsyncIterator[ServedModel]:
+        with observed(self._counts.observer, principal, is_shadow=is_shadow) as under_way:
+            async with self._opened(principal, named, under_way) as (model, shadow):
+                mirror = partial(self._mirror, principal, shadow) if shadow is not None else None
+                yield _CountedModel(model=model, under_way=under_way, mirror=mirror)
+
+    @asynccontextmanager
+    async def _opened(
+        self, principal: Principal, named: NamedModel, under_way: Observed
+    ) -> AsyncIterator[tuple[OpenModel, NamedModel | None]]:
+        """Provide the model that answers, and the one that computes in the shadow."""
         async with AsyncExitStack() as stack:
 
-            async def opened(model_id: str) -> OpenModel:
-                under_way.model = None
-                ref = await self._models.find(principal, named.namespace_id, model_id)
+            async def opened(chosen: Chosen) -> tuple[OpenModel, NamedModel | None]:
+                ref = await self._models.find(principal, named.namespace_id, chosen.model_id)
                 under_way.model = ref.name
-                return await stack.enter_async_context(self._pool.use(ref))
+                model = await stack.enter_async_context(self._pool.use(ref))
+                if chosen.shadow_id is None:
+                    return model, None
+                return model, NamedModel(namespace_id=named.namespace_id, reference=chosen.shadow_id)
 
             reference = named.reference
             if isinstance(reference, AliasRef):
                 yield await self._versions.answered(principal, reference, named.sticky, opened, version=named.version)
             else:
-                yield await opened(reference)
+                yield await opened(Chosen(model_id=reference, shadow_id=None))
+
+    def _mirror(self, principal: Principal, shadow: NamedModel, inputs: NamedArrays, parameters: Parameters) -> None:
+        async def compute() -> None:
+            async with self._counted(principal, shadow, is_shadow=True) as model:
+                await model.compute(inputs, parameters)
+
+        self._shadows.offer(f"{shadow.namespace_id}/{shadow.reference}", compute)
 
     async def _let_go(self) -> None:
         """Close, for ever, what is no longer deployed."""
@@ -129,6 +151,8 @@ class _CountedModel:
 
     model: OpenModel
     under_way: Observed
+    # Hands the inputs to the version in the shadow, once they were answered.
+    mirror: Callable[[NamedArrays, Parameters], None] | None
 
     @property
     def ref(self) -> ServableRef:
@@ -144,4 +168,6 @@ class _CountedModel:
         """Return the outputs; see ``ServedModel``."""
         outputs = await self.model.compute(inputs, parameters)
         self.under_way.items += self.spec.rows_of(inputs)
+        if self.mirror is not None:
+            self.mirror(inputs, parameters)
         return outputs

@@ -24,6 +24,7 @@ from mixpeek_ray.registry.calls import call
 from mixpeek_ray.registry.key_checker import KeyChecker
 from mixpeek_ray.serving.aliased_inference import AliasedInference
 from mixpeek_ray.serving.counting import ReplicaCounts
+from mixpeek_ray.serving.shadows import ShadowTraffic
 from mixpeek_ray.serving.text_models import ReplicaModels, builtin_names, builtin_ref
 
 _log = get_logger(__name__)
@@ -44,7 +45,10 @@ class TextReplica:
         models = ReplicaModels(registry, get_catalog(), timeout_s=settings.registry_timeout_s)
         self._pool = ModelPool(models, max_wait_s=settings.max_queue_s, idle_s=settings.model_idle_s, observer=observer)
         aliases = AliasesClient(registry, timeout_s=settings.registry_timeout_s)
-        self.engine: TextInference = AliasedInference(TextEngine(self._pool, observer), AliasResolver(aliases.targets))
+        self._shadows = ShadowTraffic(dropped=observer.shadow_dropped)
+        self.engine: TextInference = AliasedInference(
+            TextEngine(self._pool, observer), AliasResolver(aliases.route), self._shadows
+        )
         self._keeping = asyncio.create_task(self._keep_weights())
 
     @classmethod
@@ -64,6 +68,7 @@ class TextReplica:
 
     async def close(self) -> None:
         """Report what was counted since the last report; the replica has answered its last request."""
+        await self._shadows.close()
         await self._counts.close()
 
     async def _warm_up(self, card: ModelCard) -> None:

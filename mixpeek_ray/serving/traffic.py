@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,7 @@ class TrafficFlusher:
         self._period_s = period_s
         self._source = uuid.uuid4().hex
         self._sequence = 0
+        self._drained_s = time.time()
         self._unsent: TrafficBatch | None = None
         self._lock = asyncio.Lock()
 
@@ -46,11 +48,14 @@ class TrafficFlusher:
         async with self._lock:
             while True:
                 if self._unsent is None:
+                    since_s, self._drained_s = self._drained_s, time.time()
                     rows = self._recorder.drain()
                     if not rows:
                         return
                     self._sequence += 1
-                    self._unsent = TrafficBatch(source=self._source, sequence=self._sequence, rows=rows)
+                    self._unsent = TrafficBatch(
+                        source=self._source, sequence=self._sequence, rows=rows, since_s=since_s
+                    )
                 try:
                     await call(self._analytics.add.remote(self._unsent), _TIMEOUT_S)
                 except MixpeekError as error:

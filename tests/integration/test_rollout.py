@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REGISTRY = "ray::ModelRegistry"
 STABLE, CANARY = "texts_1_9_0", "texts_1_10_0"
 CALLERS = 4
+PERFORMANCE = "/v1/analytics/inference/performance"
 # A moved alias is in effect everywhere.
 SETTLED_S = 2.0
 
@@ -160,6 +161,50 @@ def test_versions_in_use_stay(http: httpx.Client, namespace: str, versions: str)
     assert (unserved.status_code, unserved.json()["error"]["code"]) == (409, "model_not_deployed")
     point(http, versions, **{STABLE: 1})
     assert http.delete(f"{models}/{CANARY}").status_code == 200
+
+
+def test_a_shadow_computes_what_another_version_answers(http: httpx.Client, namespace: str, versions: str) -> None:
+    made = http.put(versions, json={"targets": {STABLE: 1}, "shadow": {"model_id": CANARY, "percent": 100}})
+    assert made.status_code == 200, made.text
+    model = f"{namespace}/texts@production"
+    routes = (("/v1/embeddings", {"model": model, "input": "fox"}), (f"/models/{model}", {"inputs": "fox"}))
+    for path, body in routes * 10:
+        answer = http.post(path, json=body)
+        assert (answer.status_code, answer.headers["X-Mixpeek-Model"]) == (200, STABLE), answer.text
+
+    def mirrored() -> bool:
+        found = http.get(PERFORMANCE, params={"model_name": f"{namespace}/{CANARY}"}).json()
+        # Exact where nothing is dropped, which a busy machine may make happen.
+        return any(row["shadow"] and 10 <= row["requests"] <= 20 for row in found)
+
+    eventually(mirrored, what="the shadow's figures")
+    for action in (http.delete, lambda path: http.post(f"{path}/undeploy")):
+        refused = action(f"/v1/namespaces/{namespace}/models/{CANARY}")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_in_use")
+
+
+def test_a_bad_canary_is_rolled_back_by_itself(
+    http: httpx.Client, namespace: str, versions: str, tiny_model: Callable[..., Path]
+) -> None:
+    # A reranker does not take what callers of an embedding model send.
+    bad = upload(http, namespace, archive(tiny_model("bert", "classifier")), name="texts", version="2.0.0",
+                 model_format="huggingface").json()["model_id"]  # fmt: skip
+    deploy(http, namespace, bad)
+    point(http, versions, **{STABLE: 100})
+    guard = {"max_error_rate": 0.2, "min_requests": 20}
+    moved = http.put(versions, json={"targets": {STABLE: 50, bad: 50}, "guard": guard})
+    assert moved.status_code == 200, moved.text
+
+    def rolled_back() -> dict[str, Any]:
+        for _ in range(20):
+            http.post(f"/models/{namespace}/texts@production", json={"inputs": "fox"})
+        alias: dict[str, Any] = http.get(versions).json()["alias"]
+        return alias if alias["revision"] > moved.json()["alias"]["revision"] else {}
+
+    alias = eventually(rolled_back, timeout_s=60, what="the guard's rollback")
+    assert (alias["targets"], alias["key_id"]) == ({STABLE: 100}, "guard")
+    assert alias["reason"].startswith(f"{bad}: 100.0% of its ")
+    assert alias["history"][0]["undone"]
 
 
 @pytest.mark.usefixtures("whole_afterwards")

@@ -96,7 +96,7 @@ def build_aliases_router(platform: Platform) -> APIRouter:
         response: Response,
     ) -> AliasResponse:
         """Point an alias to versions of its model. It moves from one moment to the next, everywhere within 2 s."""
-        return _answer(await platform.aliases.put(principal, ref, body.targets, expected_revision), response)
+        return _answer(await platform.aliases.put(principal, ref, body.plan(), expected_revision), response)
 
     @router.post("/{name}/{alias}/rollback")
     async def roll_back_alias(

@@ -30,7 +30,7 @@ def build_inference_router(platform: Platform, inference: TextInference, catalog
     """Return ``/v1/inference``. Raises ``InvalidCatalogError`` when two models would be one feature."""
     router = APIRouter(prefix="/v1", tags=["Inference"], responses=INFERENCE_ERRORS)
     targets, custom = Targets(catalog), CustomFamilies(platform)
-    versions = AliasResolver(lambda principal, ref: platform.aliases.targets(principal, ref))
+    versions = AliasResolver(lambda principal, ref: platform.aliases.route(principal, ref))
 
     @router.post(
         "/inference",

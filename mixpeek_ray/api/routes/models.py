@@ -69,7 +69,7 @@ def build_models_router(
 ) -> APIRouter:
     """Return the routes under ``/v1/namespaces/{namespace_id}/models``."""
     router = APIRouter(prefix="/v1/namespaces/{namespace_id}/models", tags=["Custom models"], responses=_ERRORS)
-    versions = AliasResolver(lambda principal, ref: platform.aliases.targets(principal, ref))
+    versions = AliasResolver(lambda principal, ref: platform.aliases.route(principal, ref))
 
     @router.post("", openapi_extra=_UPLOAD_BODY)
     async def upload_model(

@@ -39,7 +39,15 @@ _ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for
 def build_org_models_router(platform: Platform) -> APIRouter:
     """Return ``/v1/models`` and what is below it, but for the uploads: their router comes first."""
     router = APIRouter(prefix="/v1/models", tags=["Models"], responses=_ERRORS)
-    versions = AliasResolver(lambda principal, ref: platform.aliases.targets(principal, ref))
+    versions = AliasResolver(lambda principal, ref: platform.aliases.route(principal, ref))
+
+    async def find(principal: Principal, namespace_id: str, reference: str, sticky: str | None) -> ModelState:
+        alias = parse_reference(namespace_id, reference)
+        if alias is not None:
+            reference = await _version(versions, principal, alias, sticky)
+        elif not is_plausible_id(reference):
+            raise ModelNotFoundError(MODEL_NOT_FOUND)
+        return await find_custom_model(platform, principal, namespace_id=namespace_id, model_id=reference)
 
     @router.get("")
     async def list_usable_models(principal: CurrentPrincipal) -> OrgModelListResponse:
@@ -66,29 +74,30 @@ def build_org_models_router(platform: Platform) -> APIRouter:
         builtin = _named(f"{owner}/{model_id}", await platform.builtin_models())
         if builtin is not None:
             return present_builtin_detail(builtin)
-        alias = parse_reference(owner, model_id)
-        if not is_plausible_id(owner) or (alias is None and not is_plausible_id(model_id)):
+        if not is_plausible_id(owner):
             raise ModelNotFoundError(MODEL_NOT_FOUND)
-        if alias is not None:
-            model_id = await _version(versions, principal, alias, sticky_of(request))
-            response.headers[MODEL_HEADER] = model_id
-        state = await find_custom_model(platform, principal, namespace_id=owner, model_id=model_id)
+        state = await find(principal, owner, model_id, sticky_of(request))
+        response.headers[MODEL_HEADER] = state.manifest.model_id
         return present_custom_detail(state, principal.organization.organization_id)
 
     @router.get("/{model_id}", dependencies=[Depends(document_namespace_header)])
     async def get_usable_model(
-        principal: CurrentPrincipal, namespace_id: NamedNamespace, model_id: str
+        request: Request, response: Response, principal: CurrentPrincipal, namespace_id: NamedNamespace, model_id: str
     ) -> OrgModelDetailResponse:
-        """Get a built-in model by its name or alias, or a custom one by its id, in X-Namespace or where it is."""
+        """Get a built-in model by its name or alias, or a custom one by its id, in X-Namespace or where it is.
+
+        A custom one also as `{name}@{alias}`, in X-Namespace.
+        """
         builtin = _named(model_id, await platform.builtin_models())
         if builtin is not None:
             return present_builtin_detail(builtin)
-        if not is_plausible_id(model_id):
-            raise ModelNotFoundError(MODEL_NOT_FOUND)
         if namespace_id is not None:
-            state = await find_custom_model(platform, principal, namespace_id=namespace_id, model_id=model_id)
-        else:
+            state = await find(principal, namespace_id, model_id, sticky_of(request))
+        elif is_plausible_id(model_id):
             state = await _only_custom_model(platform, principal, model_id)
+        else:
+            raise ModelNotFoundError(MODEL_NOT_FOUND)
+        response.headers[MODEL_HEADER] = state.manifest.model_id
         return present_custom_detail(state, principal.organization.organization_id)
 
     return router

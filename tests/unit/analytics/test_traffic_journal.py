@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
+from dataclasses import replace
 from datetime import timedelta
 
+import pyarrow.parquet as pq
 import pytest
 
-from mixpeek_ray.analytics import merging
+from mixpeek_ray.analytics import merging, parquet
 from mixpeek_ray.analytics.journal import TrafficJournal
 from mixpeek_ray.analytics.records import OTHER, TrafficBatch, TrafficKey, TrafficRow
 from mixpeek_ray.core.errors import StorageUnavailableError
@@ -195,3 +198,20 @@ def test_files_of_others_are_left_alone(clock):
     clock.now_s += 9 * DAY_S
     journal.tidy()
     assert [blob.key for blob in store.list("analytics/")] == ["analytics/traffic/notes.txt"]
+
+
+def test_shadow_requests_stay_apart_on_the_store_and_in_merged_files(clock):
+    journal = journal_over(MemoryStore(), clock)
+    shadow = row(START_S)
+    shadow = replace(shadow, key=replace(shadow.key, is_shadow=True))
+    journal.append([batch(row(START_S), shadow, shadow)])
+    clock.now_s += 3 * DAY_S
+    journal.tidy()
+    found = {one.key.is_shadow: one.requests for one in journal.rows("org_a", **ALWAYS)}
+    assert found == {False: 1, True: 2}
+
+
+def test_files_from_before_there_were_shadow_requests_are_read():
+    written = io.BytesIO()
+    pq.write_table(pq.read_table(io.BytesIO(parquet.encode([row(START_S)], {}))).drop_columns("shadow"), written)
+    assert parquet.decode(written.getvalue()) == [row(START_S)]

@@ -77,3 +77,15 @@ def test_time_is_divided_as_it_was_asked_for(grouping, began):
     assert told.buckets[1].latencies.max_s == 0.3
     assert told.total.count == 3
     assert told.total.mean_s == pytest.approx(0.2)
+
+
+def test_shadow_requests_are_told_apart_and_are_no_answers():
+    recorder = TrafficRecorder(clock=NOON.timestamp)
+    for is_shadow, count in ((False, 3), (True, 2)):
+        for _ in range(count):
+            key = TrafficKey.of("org_a", "ns_a/m_1_0_0", 200, "", is_shadow=is_shadow)
+            recorder.record(key, latency_s=0.1, items=1, tokens=1)
+    rows = recorder.drain()
+    told = performance_by_model(rows, window_s=1.0)
+    assert [(model.is_shadow, model.requests) for model in told] == [(False, 3), (True, 2)]
+    assert performance_over_time(rows, start=NOON, end=NOON, grouping=Grouping.HOUR).total.count == 3

@@ -11,7 +11,7 @@ from custom_models import custom_model
 from mixpeek_ray.api import remembered
 from mixpeek_ray.api.alias_resolver import AliasResolver
 from mixpeek_ray.core import ids, limits
-from mixpeek_ray.core.aliases import AliasChange, AliasRef, sticky_point
+from mixpeek_ray.core.aliases import AliasChange, AliasPlan, AliasRef, sticky_point
 from mixpeek_ray.core.errors import AliasNotFoundError, RegistryUnavailableError
 from mixpeek_ray.registry.aliases import Aliases
 from mixpeek_ray.registry.state import ModelCatalog, ModelKey, now
@@ -51,9 +51,9 @@ class InProcessAliases:
         self._enter(principal, ref.namespace_id)
         return self._aliases.get(ref)
 
-    async def put(self, principal, ref, weights, expected_revision):
+    async def put(self, principal, ref, plan, expected_revision):
         self._enter(principal, ref.namespace_id)
-        return await self._aliases.put(ref, weights, self._change(principal), expected_revision)
+        return await self._aliases.put(ref, plan, self._change(principal), expected_revision)
 
     async def roll_back(self, principal, ref, expected_revision):
         self._enter(principal, ref.namespace_id)
@@ -63,12 +63,12 @@ class InProcessAliases:
         self._enter(principal, ref.namespace_id)
         await self._aliases.delete(ref, expected_revision)
 
-    async def targets(self, principal, ref):
+    async def route(self, principal, ref):
         self.asked += 1
         self._enter(principal, ref.namespace_id)
         if self.away:
             raise RegistryUnavailableError("Away.")
-        return self._aliases.targets(ref)
+        return self._aliases.route(ref)
 
 
 @pytest.fixture
@@ -220,8 +220,10 @@ async def test_an_organizations_model_by_its_alias(api):
     async with api.client() as client:
         await _put(client, {V1: 1, V2: 0})
         for reference, model_id in (("m@production", V1), ("m@latest", V2)):
-            answer = await client.get(f"/v1/models/ns_acme/{reference}")
-            assert (answer.json()["model"]["model_id"], answer.headers["X-Mixpeek-Model"]) == (model_id, model_id)
+            for path, headers in ((f"ns_acme/{reference}", {}), (reference, {"X-Namespace": "ns_acme"})):
+                answer = await client.get(f"/v1/models/{path}", headers=headers)
+                assert answer.json()["model"]["model_id"] == answer.headers["X-Mixpeek-Model"] == model_id
+        assert _code(await client.get("/v1/models/m@production")) == (404, "model_not_found")
     for key, reference in (("sk_writer", "m@nothing"), ("sk_other", "m@production"), ("sk_pro", "m@production")):
         async with api.client(key) as client:
             assert _code(await client.get(f"/v1/models/ns_acme/{reference}")) == (404, "model_not_found")
@@ -229,13 +231,61 @@ async def test_an_organizations_model_by_its_alias(api):
 
 async def test_a_version_that_a_request_names_must_be_one_that_the_alias_sends_requests_to(api):
     principal = await api.platform.authenticate("sk_reader")
-    resolver = AliasResolver(api.platform.aliases.targets)
-    await api.platform.aliases.put(principal, REF, {V1: 1, V2: 0}, None)
+    resolver = AliasResolver(api.platform.aliases.route)
+    await api.platform.aliases.put(principal, REF, AliasPlan(weights={V1: 1, V2: 0}), None)
     assert await resolver.choose(principal, REF, None, version="1.9.0") == V1
     for version in ("1.10.0", "2.0.0", "\u202e"):
         with pytest.raises(LookupError) as refused:
             await resolver.choose(principal, REF, None, version=version)
         assert refused.value.message.isascii()
+
+
+async def test_shadow_and_guard_are_said_put_and_remembered(api):
+    shadow = {"model_id": V2, "percent": 20}
+    guard = {"max_error_rate": 0.05, "max_latency_ratio": 2}
+    async with api.client() as client:
+        made = await client.put(PRODUCTION, json={"targets": {V1: 1}, "shadow": shadow, "guard": guard})
+        alias = made.json()["alias"]
+        assert alias["shadow"] == shadow
+        assert alias["guard"] == {**guard, "min_requests": 100, "window_minutes": 10}
+        assert alias["reason"] is None
+        moved = (await _put(client, {V1: 1})).json()["alias"]
+        assert (moved["shadow"], moved["guard"]) == (None, None)
+        (earlier,) = moved["history"]
+        assert (earlier["shadow"], earlier["guard"]) == (shadow, alias["guard"])
+        assert (await client.post(f"{PRODUCTION}/rollback")).json()["alias"]["shadow"] == shadow
+        (listed,) = (await client.get(ALIASES)).json()["aliases"]
+        assert listed["shadow"] == shadow
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("shadow", {}),
+        ("shadow", {"model_id": V2}),
+        ("shadow", {"model_id": V2, "percent": 0}),
+        ("shadow", {"model_id": V2, "percent": 101}),
+        ("shadow", {"model_id": V2, "percent": "5"}),
+        ("shadow", {"model_id": V2, "percent": 5, "more": 1}),
+        ("shadow", {"model_id": "other_1_0_0", "percent": 5}),
+        ("shadow", {"model_id": "\u202e", "percent": 5}),
+        ("guard", {}),
+        ("guard", {"min_requests": 10}),
+        ("guard", {"max_error_rate": 0}),
+        ("guard", {"max_error_rate": 1.1}),
+        ("guard", {"max_error_rate": "NaN"}),
+        ("guard", {"max_latency_ratio": 1}),
+        ("guard", {"max_latency_ratio": 2, "min_requests": 0}),
+        ("guard", {"max_latency_ratio": 2, "window_minutes": 61}),
+    ],
+)
+async def test_shadows_and_guards_that_are_refused(api, field, value):
+    async with api.client() as client:
+        answer = await client.put(PRODUCTION, json={"targets": {V1: 1}, field: value})
+        assert _code(answer) == (422, "validation_error")
+        assert answer.json()["error"]["details"]["validation_errors"][0]["loc"][:2] == ["body", field]
+        assert answer.text.isascii()
+        assert (await client.get(ALIASES)).json()["total"] == 0
 
 
 async def test_the_same_sticky_text_meets_the_same_version(api):
@@ -338,28 +388,28 @@ def clock(monkeypatch):
 async def test_a_moved_alias_is_noticed_within_two_seconds_and_asked_for_once(api, clock):
     principal = await api.platform.authenticate("sk_reader")
     port = api.platform.aliases
-    resolver = AliasResolver(port.targets)
-    await port.put(principal, REF, {V1: 1}, None)
+    resolver = AliasResolver(port.route)
+    await port.put(principal, REF, AliasPlan(weights={V1: 1}), None)
     assert {await resolver.choose(principal, REF, None) for _ in range(20)} == {V1}
-    await port.put(principal, REF, {V2: 1}, None)
+    await port.put(principal, REF, AliasPlan(weights={V2: 1}), None)
     assert await resolver.choose(principal, REF, None) == V1
     assert port.asked == 1
     clock.now += 2.0
     chosen = await asyncio.gather(*(resolver.choose(principal, REF, None) for _ in range(20)))
     assert (set(chosen), port.asked) == ({V2}, 2)
-    await port.put(principal, REF, {V1: 1}, None)
+    await port.put(principal, REF, AliasPlan(weights={V1: 1}), None)
     assert await resolver.choose(principal, REF, None, afresh=True) == V1
 
 
 async def test_without_the_registry_the_last_answer_stands(api, clock):
     principal = await api.platform.authenticate("sk_reader")
     port = api.platform.aliases
-    resolver = AliasResolver(port.targets)
+    resolver = AliasResolver(port.route)
     port.away = True
     with pytest.raises(RegistryUnavailableError):
         await resolver.choose(principal, REF, None)
     port.away = False
-    await port.put(principal, REF, {V1: 1}, None)
+    await port.put(principal, REF, AliasPlan(weights={V1: 1}), None)
     await resolver.choose(principal, REF, None)
     port.away = True
     clock.now += 1_000
@@ -376,15 +426,15 @@ async def test_without_the_registry_the_last_answer_stands(api, clock):
 async def test_a_registry_that_does_not_answer_holds_nobody_up(api, clock):
     principal = await api.platform.authenticate("sk_reader")
     port = api.platform.aliases
-    await port.put(principal, REF, {V1: 1}, None)
-    silent, answering = asyncio.Event(), port.targets
+    await port.put(principal, REF, AliasPlan(weights={V1: 1}), None)
+    silent, answering = asyncio.Event(), port.route
 
-    async def targets(principal, ref):
+    async def route(principal, ref):
         if port.asked:
             await silent.wait()
         return await answering(principal, ref)
 
-    resolver = AliasResolver(targets)
+    resolver = AliasResolver(route)
     await resolver.choose(principal, REF, None)
     clock.now += 10
     assert await asyncio.gather(*(resolver.choose(principal, REF, None) for _ in range(5))) == [V1] * 5
@@ -392,9 +442,9 @@ async def test_a_registry_that_does_not_answer_holds_nobody_up(api, clock):
 
 
 async def test_one_organization_does_not_hear_anothers_answers(api):
-    resolver = AliasResolver(api.platform.aliases.targets)
+    resolver = AliasResolver(api.platform.aliases.route)
     writer = await api.platform.authenticate("sk_writer")
-    await api.platform.aliases.put(writer, REF, {V1: 1}, None)
+    await api.platform.aliases.put(writer, REF, AliasPlan(weights={V1: 1}), None)
     await resolver.choose(writer, REF, None)
     stranger = await api.platform.authenticate("sk_other")
     with pytest.raises(LookupError):

@@ -125,3 +125,9 @@ async def test_a_replaced_model_is_let_go_with_its_own_bytes(engine, notes, loca
     await until(lambda: len(notes.shared) == 3)
     assert sorted(what for what, _, _ in notes.shared) == ["loaded", "loaded", "unloaded"]
     assert len({shared_bytes for _, _, shared_bytes in notes.shared}) == 1
+
+
+async def test_shadow_requests_are_told_as_such(engine, notes):
+    for is_shadow in (False, True):
+        await engine.embed(READER, TextRequest(model="dense", inputs=["a"], is_shadow=is_shadow))
+    assert [request.is_shadow for request in notes.requests] == [False, True]

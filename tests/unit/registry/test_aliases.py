@@ -11,7 +11,8 @@ import pytest
 from custom_models import custom_model
 
 from mixpeek_ray.core import ids, limits
-from mixpeek_ray.core.aliases import AliasChange, AliasRef, ModelAlias
+from mixpeek_ray.core.alias_options import RollbackGuard, Shadow
+from mixpeek_ray.core.aliases import GUARD, AliasChange, AliasPlan, AliasRef, ModelAlias
 from mixpeek_ray.core.errors import (
     AliasNotFoundError,
     InvalidNameError,
@@ -94,9 +95,18 @@ class Registry:
         self._changes += 1
         return AliasChange(change_id=f"chg_{self._changes}", key_id="key_a", made_at=now())
 
-    async def put(self, weights: Mapping[str, int], *, ref: AliasRef = REF, expected: int | None = None) -> ModelAlias:
+    async def put(
+        self,
+        weights: Mapping[str, int],
+        *,
+        ref: AliasRef = REF,
+        expected: int | None = None,
+        shadow: Shadow | None = None,
+        guard: RollbackGuard | None = None,
+    ) -> ModelAlias:
         """Point an alias somewhere."""
-        return await self.aliases.put(ref, weights, self.change(), expected)
+        plan = AliasPlan(weights=weights, shadow=shadow, guard=guard)
+        return await self.aliases.put(ref, plan, self.change(), expected)
 
     async def roll_back(self, expected: int | None = None) -> ModelAlias:
         """Point the alias back."""
@@ -124,7 +134,7 @@ async def test_a_move_is_durable_and_remembers_where_from(registry: Registry) ->
     assert second.created_at == first.created_at
     registry.restart()
     assert registry.aliases.get(REF) == second
-    assert registry.aliases.targets(REF) == second.current.targets
+    assert registry.aliases.route(REF).targets == second.current.targets
 
 
 async def test_the_highest_version_comes_first_whatever_the_order_of_the_call(registry: Registry) -> None:
@@ -140,9 +150,9 @@ async def test_the_same_targets_again_change_nothing(registry: Registry) -> None
 async def test_a_repeated_call_moves_once(registry: Registry) -> None:
     await registry.put({V1: 1})
     change = registry.change()
-    moved = await registry.aliases.put(REF, {V2: 1}, change, 1)
+    moved = await registry.aliases.put(REF, AliasPlan(weights={V2: 1}), change, 1)
     registry.restart()
-    assert await registry.aliases.put(REF, {V2: 1}, change, 1) == moved
+    assert await registry.aliases.put(REF, AliasPlan(weights={V2: 1}), change, 1) == moved
     back = registry.change()
     rolled_back = await registry.aliases.roll_back(REF, back, 2)
     registry.restart()
@@ -283,19 +293,19 @@ async def test_an_alias_waits_for_a_version_that_is_going_away(registry: Registr
 
 
 async def test_latest_is_the_highest_version_that_is_deployed(registry: Registry) -> None:
-    assert [target.model_id for target in registry.aliases.targets(LATEST)] == [V10]
+    assert [target.model_id for target in registry.aliases.route(LATEST).targets] == [V10]
     higher = registry.have("m", "2.0.0", deployed=False)
-    assert [target.model_id for target in registry.aliases.targets(LATEST)] == [V10]
+    assert [target.model_id for target in registry.aliases.route(LATEST).targets] == [V10]
     registry.catalog.begin_deploy(higher)
-    assert [target.model_id for target in registry.aliases.targets(LATEST)] == [V10]
+    assert [target.model_id for target in registry.aliases.route(LATEST).targets] == [V10]
     registry.coming_back.add(higher)
-    assert [target.model_id for target in registry.aliases.targets(LATEST)] == [higher.model_id]
+    assert [target.model_id for target in registry.aliases.route(LATEST).targets] == [higher.model_id]
     for model_id in (V1, V2, V10, higher.model_id):
         registry.catalog.undeployed(key_of(model_id))
     with pytest.raises(ModelNotDeployedError):
-        registry.aliases.targets(LATEST)
+        registry.aliases.route(LATEST)
     with pytest.raises(ModelNotFoundError):
-        registry.aliases.targets(replace(LATEST, name="unknown"))
+        registry.aliases.route(replace(LATEST, name="unknown"))
 
 
 async def test_lists_are_of_one_namespace_and_one_name(registry: Registry) -> None:
@@ -334,3 +344,98 @@ async def test_a_damaged_record_costs_that_alias_alone(registry: Registry) -> No
     registry.store.put(key, b"{}")
     registry.restart()
     assert registry.aliases.list(NAMESPACE, None) == (other,)
+
+
+# Shadows and guards
+
+SHADOW = Shadow(model_id=V10, percent=20)
+WATCHED = RollbackGuard(max_error_rate=0.05)
+
+
+async def test_shadow_and_guard_are_part_of_what_an_alias_does(registry: Registry) -> None:
+    first = await registry.put({V1: 1}, shadow=SHADOW, guard=WATCHED)
+    assert await registry.put({V1: 1}, shadow=SHADOW, guard=WATCHED) == first
+    assert (await registry.put({V1: 1}, shadow=SHADOW)).revision == 2
+    assert registry.aliases.route(REF).shadow == SHADOW
+    third = await registry.put({V2: 1})
+    assert (registry.aliases.route(REF).shadow, third.history[1].guard) == (None, WATCHED)
+    await registry.roll_back()
+    back = await registry.roll_back()
+    registry.restart()
+    assert registry.aliases.get(REF) == back
+    assert (back.current.shadow, back.current.guard) == (SHADOW, WATCHED)
+
+
+async def test_a_shadow_must_be_a_deployed_version_of_the_model(registry: Registry) -> None:
+    registry.have("other", "1.0.0")
+    waiting = registry.have("m", "2.0.0", deployed=False)
+    with pytest.raises(ValidationError) as refused:
+        await registry.put({V1: 1}, shadow=Shadow(model_id="other_1_0_0", percent=1))
+    assert refused.value.details == {"field": "shadow"}
+    with pytest.raises(ModelNotDeployedError):
+        await registry.put({V1: 1}, shadow=Shadow(model_id=waiting.model_id, percent=1))
+
+
+async def test_a_version_in_the_shadow_stays(registry: Registry) -> None:
+    await registry.put({V1: 1}, shadow=SHADOW)
+    for guard in (registry.aliases.none_naming, registry.aliases.none_serving):
+        with pytest.raises(ModelInUseError):
+            async with guard(key_of(V10)):
+                raise AssertionError
+
+
+async def test_a_rollback_does_not_fail_for_a_shadow_that_is_gone(registry: Registry) -> None:
+    await registry.put({V1: 1}, shadow=SHADOW)
+    await registry.put({V2: 1})
+    async with registry.aliases.none_serving(key_of(V10)):
+        registry.catalog.undeployed(key_of(V10))
+    back = await registry.roll_back()
+    assert (weights_of(back), back.current.shadow) == ({V1: 1}, None)
+
+
+async def test_a_withdrawn_version_does_not_come_back(registry: Registry) -> None:
+    for weights in ({V1: 100}, {V2: 10, V1: 90}, {V2: 50, V1: 50}):
+        await registry.put(weights, guard=WATCHED)
+    change = replace(registry.change(), key_id=GUARD, reason="m_1_2_0: it fails")
+    withdrawn = await registry.aliases.withdraw(REF, V2, change, 3)
+    registry.restart()
+    assert registry.aliases.get(REF) == withdrawn
+    assert (weights_of(withdrawn), withdrawn.current.change) == ({V1: 100}, change)
+    assert [entry.undone for entry in withdrawn.history] == [True] * 3
+    with pytest.raises(NoPreviousTargetsError):
+        await registry.roll_back()
+
+
+async def test_a_withdrawal_does_not_come_back_to_what_a_rollback_left(registry: Registry) -> None:
+    for weights in ({V1: 100}, {V2: 10, V1: 90}, {V10: 1}):
+        await registry.put(weights)
+    await registry.roll_back()
+    assert weights_of(await registry.aliases.withdraw(REF, V2, registry.change(), 4)) == {V1: 100}
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["never without it", "what was before is undeployed"])
+async def test_without_a_way_back_the_version_gets_no_more_requests(registry: Registry, lost: bool) -> None:
+    if lost:
+        await registry.put({V10: 1})
+    await registry.put({V2: 10, V1: 90}, guard=WATCHED)
+    if lost:
+        async with registry.aliases.none_serving(key_of(V10)):
+            registry.catalog.undeployed(key_of(V10))
+    withdrawn = await registry.aliases.withdraw(REF, V2, registry.change(), 2 if lost else 1)
+    assert weights_of(withdrawn) == {V2: 0, V1: 90}
+    assert withdrawn.history[0].undone
+
+
+async def test_an_alias_that_was_moved_meanwhile_is_not_withdrawn(registry: Registry) -> None:
+    await registry.put({V2: 10, V1: 90}, guard=WATCHED)
+    moved = await registry.put({V1: 1})
+    with pytest.raises(RevisionMismatchError):
+        await registry.aliases.withdraw(REF, V2, registry.change(), 1)
+    assert registry.aliases.get(REF) == moved
+
+
+async def test_only_aliases_that_divide_their_requests_are_guarded(registry: Registry) -> None:
+    await registry.put({V2: 10, V1: 90}, guard=WATCHED)
+    await registry.put({V2: 10, V1: 90}, ref=replace(REF, alias="free"))
+    await registry.put({V2: 0, V1: 90}, ref=replace(REF, alias="one"), guard=WATCHED)
+    assert [alias.ref for alias, _ in registry.aliases.guarded()] == [REF]

@@ -32,11 +32,11 @@ async def over(folder: Path) -> Analytics:
     return actor
 
 
-def batch(source: str, sequence: int = 1, requests: int = 1) -> TrafficBatch:
+def batch(source: str, sequence: int = 1, requests: int = 1, *, since_s: float = 0.0) -> TrafficBatch:
     recorder = TrafficRecorder(clock=AT.timestamp)
     for _ in range(requests):
         recorder.record(TrafficKey.of("org_a", "ns_a/m_1_0_0", 200, ""), latency_s=0.2, items=1, tokens=5)
-    return TrafficBatch(source=source, sequence=sequence, rows=recorder.drain())
+    return TrafficBatch(source=source, sequence=sequence, rows=recorder.drain(), since_s=since_s)
 
 
 async def requests(actor: Analytics, organization_id: str = "org_a") -> list[int]:
@@ -71,3 +71,16 @@ async def test_what_cannot_be_written_is_not_acknowledged(tmp_path):
     blocked.unlink()
     await actor.add(batch("replica"))
     assert await requests(actor) == [1]
+
+
+async def test_what_came_of_late_is_told_by_version_without_the_store(tmp_path):
+    actor = await over(tmp_path)
+    late_s = AT.timestamp()
+    await actor.add(batch("replica", requests=2, since_s=late_s))
+    # The same again, because its acknowledgement was lost.
+    await actor.add(batch("replica", requests=2, since_s=late_s))
+    for path in tmp_path.rglob("*.parquet"):
+        path.unlink()
+    groups = (("m_1_0_0",), ("m_2_0_0", "m_3_0_0"))
+    assert [side.requests for side in await actor.recent("ns_a", groups, late_s - 60)] == [2, 0]
+    assert [side.requests for side in await actor.recent("ns_a", groups, late_s + 1)] == [0, 0]

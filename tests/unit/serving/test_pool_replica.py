@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -11,8 +12,10 @@ import httpx
 import pytest
 from custom_models import custom_model
 from local_models import OWNERS, LocalKeys
+from waiting import until
 
-from mixpeek_ray.core.aliases import AliasRef, WeightedTarget
+from mixpeek_ray.core.alias_options import Shadow
+from mixpeek_ray.core.aliases import AliasRef, AliasRoute, WeightedTarget
 from mixpeek_ray.core.errors import (
     AliasNotFoundError,
     InvalidWeightsError,
@@ -41,12 +44,15 @@ TENSORS = {"inputs": [{"name": "given", "datatype": "INT64", "shape": [3], "data
 class Adding(InProcess):
     """Adds its version's first number to each row."""
 
-    def __init__(self, ref: ServableRef) -> None:
+    def __init__(self, ref: ServableRef, gate: threading.Event) -> None:
+        self._gate = gate
         self._more = int(ref.version[0])
         signature = TensorSignature(name="given", dtype="int64", shape=("batch",))
         self.spec = ServableSpec(task=Task.TENSORS, inputs=(signature,), outputs=(replace(signature, name="made"),))
 
     def compute(self, inputs: NamedArrays, parameters: Parameters) -> NamedArrays:
+        if not self._gate.wait(30):
+            raise TimeoutError
         if (inputs["given"] < 0).any():
             raise ValidationError("No negative numbers.", field="inputs.given")
         return {"made": inputs["given"] + self._more}
@@ -64,11 +70,16 @@ class Registry:
 
     def __init__(self) -> None:
         self.targets = {V2: 0, V1: 1}
+        self.shadow: Shadow | None = None
+        self.shadowed: Counter[tuple[str, str]] = Counter()
         self.deployed = {V1, V2}
         self.broken: set[str] = set()
+        self.gates = {V1: threading.Event(), V2: threading.Event()}
+        for gate in self.gates.values():
+            gate.set()
         self.counted: Counter[tuple[str, str, int]] = Counter()
         self.items = 0
-        self.get_model, self.alias_targets = Method(self._get_model), Method(self._alias_targets)
+        self.get_model, self.alias_route = Method(self._get_model), Method(self._alias_route)
         self.add = Method(self._add)
 
     async def _get_model(self, organization_id: str, key: ModelKey) -> ModelState:
@@ -81,21 +92,25 @@ class Registry:
         assert model_id("m", version) == key.model_id
         return replace(state, manifest=replace(state.manifest, version=version, model_id=key.model_id))
 
-    async def _alias_targets(self, organization_id: str, ref: AliasRef) -> tuple[WeightedTarget, ...]:
+    async def _alias_route(self, organization_id: str, ref: AliasRef) -> AliasRoute:
         self._check(organization_id, ref.namespace_id)
         if ref != REF:
             raise AliasNotFoundError("There is no such alias.")
-        return tuple(WeightedTarget(model_id=model, weight=weight) for model, weight in self.targets.items())
+        targets = tuple(WeightedTarget(model_id=model, weight=weight) for model, weight in self.targets.items())
+        return AliasRoute(targets=targets, shadow=self.shadow)
 
     async def _add(self, batch: Any) -> None:
         for row in batch.rows:
+            if row.key.is_shadow:
+                self.shadowed[row.key.model_id, row.key.error_code] += row.requests
+                continue
             self.counted[row.key.model_id, row.key.error_code, row.key.status] += row.requests
             self.items += row.items
 
     def load(self, ref: ServableRef) -> LoadedServable:
         if ref.model_id in self.broken:
             raise InvalidWeightsError("It cannot be opened.")
-        return LoadedServable(servable=Adding(ref), shared_bytes=8)
+        return LoadedServable(servable=Adding(ref, self.gates[ref.model_id]), shared_bytes=8)
 
     def _check(self, organization_id: str, namespace_id: str) -> None:
         if OWNERS.get(namespace_id) != organization_id:
@@ -121,6 +136,7 @@ async def replica(registry: Registry) -> AsyncIterator[PoolReplica]:
     bounds = PoolBounds(max_models=10, max_private_bytes=10**9)
     made = PoolReplica(settings, registry, LocalKeys(), counts, bounds)  # type: ignore[arg-type]
     yield made
+    await made.close()
     await made._pool.close()
 
 
@@ -228,3 +244,51 @@ async def test_what_the_last_seconds_brought_is_reported_at_the_end(
     assert not registry.counted
     await replica.close()
     assert registry.counted == {(V1, "", 200): 1}
+
+
+async def test_the_shadow_computes_what_was_answered_and_is_counted_apart(
+    client: httpx.AsyncClient, registry: Registry, replica: PoolReplica
+) -> None:
+    registry.shadow = Shadow(model_id=V2, percent=100)
+    for _ in range(3):
+        answer = await ask(client)
+        assert (answer.json()["outputs"]["made"], answer.headers["X-Mixpeek-Model"]) == ([2, 3, 4], V1)
+        await client.post(f"{PROTOCOL}/infer", json=TENSORS)
+        await until(lambda: not replica._shadows._under_way)
+    # What the answering version refused is no test of the other one.
+    await client.post(ENDPOINT, json={"inputs": [-1]})
+    # By its id it is asked as any model.
+    await client.post("/models/ns_acme/m_1_0_0", json={"inputs": [1]})
+    await until(lambda: not replica._shadows._under_way)
+    await replica.close()
+    assert registry.counted == {(V1, "", 200): 7, (V1, "validation_error", 422): 1}
+    assert registry.shadowed == {(V2, ""): 6}
+
+
+async def test_a_shadow_that_fails_or_hangs_is_nobodys_failure(
+    client: httpx.AsyncClient, registry: Registry, replica: PoolReplica
+) -> None:
+    registry.shadow = Shadow(model_id=V2, percent=100)
+    registry.broken = {V2}
+    assert (await ask(client)).status_code == 200
+    await until(lambda: not replica._shadows._under_way)
+    registry.broken = set()
+    registry.gates[V2].clear()
+    for _ in range(20):
+        assert (await ask(client)).status_code == 200
+    # As many as may be under way wait; the others were dropped.
+    assert len(replica._shadows._under_way) == 4
+    registry.gates[V2].set()
+    await until(lambda: not replica._shadows._under_way)
+    await replica.close()
+    assert registry.counted == {(V1, "", 200): 21}
+    assert registry.shadowed == {(V2, "invalid_weights"): 1, (V2, ""): 4}
+
+
+async def test_the_shadow_is_no_second_answer_of_its_own(
+    client: httpx.AsyncClient, registry: Registry, replica: PoolReplica
+) -> None:
+    registry.targets, registry.shadow = {V2: 1, V1: 0}, Shadow(model_id=V2, percent=100)
+    for _ in range(3):
+        assert (await ask(client)).headers["X-Mixpeek-Model"] == V2
+    assert not replica._shadows._under_way

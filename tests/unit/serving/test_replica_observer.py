@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -55,3 +56,15 @@ def test_models_beyond_the_bound_share_one_name(observer, exported):
     observer.export()
     assert len(exported.values) == 201
     assert exported.values[OTHER, "ok"] == 50
+
+
+def test_shadow_requests_are_no_requests(observer, exported, monkeypatch):
+    shadows = Exported()
+    monkeypatch.setattr(observer._shadow_requests, "inc", shadows.note)
+    for request in (ended("m"), replace(ended("m"), is_shadow=True), replace(ended("m", "overloaded"), is_shadow=True)):
+        observer.answered(request)
+    observer.shadow_dropped("m")
+    observer.export()
+    observer.export()
+    assert exported.values == {("m", "ok"): 1}
+    assert shadows.values == {("m", "ok"): 1, ("m", "overloaded"): 1, tuple(sorted(("m", "dropped"))): 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
 import pytest
@@ -65,3 +66,20 @@ async def test_replicas_are_told_apart():
         recorder.record(KEY, latency_s=0.1, items=1, tokens=1)
         await TrafficFlusher(recorder, handle, period_s=1e9, before=lambda: None).flush()
     assert handle.requests == 3
+
+
+async def test_a_batch_says_since_when_it_counts():
+    recorder, handle = TrafficRecorder(), Handle()
+    sent: list[TrafficBatch] = []
+    handle.journal.append = sent.extend
+    began_s = time.time()
+    flusher = TrafficFlusher(recorder, handle, period_s=1e9, before=lambda: None)
+    moments = []
+    for _ in range(2):
+        # A period without a request ends as any other does.
+        await flusher.flush()
+        moments.append(time.time())
+        recorder.record(KEY, latency_s=0.1, items=1, tokens=1)
+        await flusher.flush()
+    assert [batch.sequence for batch in sent] == [1, 2]
+    assert began_s <= sent[0].since_s <= moments[0] <= sent[1].since_s <= moments[1]
