@@ -35,7 +35,11 @@ class GuardBody(Body):
         default=None, gt=1, le=1_000, description="How many times as long its median latency may be.", examples=[1.5]
     )
     min_requests: int = Field(
-        default=100, strict=True, ge=1, le=1_000_000, description="Requests of each side that are compared."
+        default=100,
+        strict=True,
+        ge=1,
+        le=1_000_000,
+        description="Fewer tell nothing: of its requests, and for latency of each side's answers.",
     )
     window_minutes: int = Field(
         default=10,

@@ -29,7 +29,7 @@ class RollbackGuard:
     max_error_rate: float | None = None
     # How many times as long its median latency may be; None: however long.
     max_latency_ratio: float | None = None
-    # Requests of each side that are compared: fewer tell nothing.
+    # Before it has as many requests it is not judged, nor its latency before both sides have as many answers.
     min_requests: int = 100
     # How far back requests count, up to ``MAX_WINDOW_MINUTES``; never to before the alias was moved.
     window_minutes: int = 10

@@ -13,8 +13,7 @@ from ray.util import metrics
 from mixpeek_ray.analytics.recent import RecentRequests
 from mixpeek_ray.analytics.verdict import fault_of
 from mixpeek_ray.core.alias_options import RollbackGuard
-from mixpeek_ray.core.aliases import GUARD, AliasChange, ModelAlias
-from mixpeek_ray.core.errors import MixpeekError, UnavailableError
+from mixpeek_ray.core.aliases import GUARD, AliasChange, AliasRef, ModelAlias
 from mixpeek_ray.core.ids import new_id
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.registry.aliases import Aliases
@@ -40,6 +39,8 @@ class AliasWatch:
     def __init__(self, aliases: Aliases, ask: AskRecent) -> None:
         self._aliases = aliases
         self._ask = ask
+        # Each is told once in the log, not every few seconds.
+        self._unjudged: set[AliasRef] = set()
         self._withdrawals = metrics.Counter(
             "mixpeek_alias_withdrawals", "Versions that a guard took back.", tag_keys=("alias",)
         )
@@ -55,19 +56,23 @@ class AliasWatch:
         for alias, guard in self._aliases.guarded():
             try:
                 await self._judge(alias, guard)
-            except MixpeekError as error:
+                self._unjudged.discard(alias.ref)
+            except Exception as error:  # noqa: BLE001  # one alias that cannot be judged must not end the guard of all
                 # Moved meanwhile, or analytics or the store are away: the next time decides.
-                _log.warning("alias %s not judged: %s", alias.ref.reference, error.code)
-            except Exception:  # noqa: BLE001  # one alias that cannot be judged must not end the guard of all
-                _log.exception("alias %s not judged", alias.ref.reference)
+                if alias.ref not in self._unjudged:
+                    self._unjudged.add(alias.ref)
+                    _log.warning("alias %s is not judged now (%s)", alias.ref.reference, type(error).__name__)
 
     async def _judge(self, alias: ModelAlias, guard: RollbackGuard) -> None:
         newest, *others = alias.current.answering()
-        moved_at = alias.current.change.made_at
-        since = max(moved_at, now() - timedelta(minutes=guard.window_minutes))
-        groups = ((newest.model_id,), tuple(target.model_id for target in others))
-        of_newest, of_others = await self._ask(alias.ref.namespace_id, groups, since.timestamp())
-        fault = fault_of(guard, of_newest, of_others)
+        if self._aliases.serves(alias.ref, newest.model_id):
+            since = max(alias.current.change.made_at, now() - timedelta(minutes=guard.window_minutes))
+            groups = ((newest.model_id,), tuple(target.model_id for target in others))
+            of_newest, of_others = await self._ask(alias.ref.namespace_id, groups, since.timestamp())
+            fault = fault_of(guard, of_newest, of_others)
+        else:
+            # A version that requests are sent to is not undeployed: it failed, or its crashes put it into quarantine.
+            fault = "it is not deployed any more"
         if fault is None:
             return
         reason = f"{newest.model_id}: {fault}"
@@ -84,12 +89,13 @@ class RecentCounts:
         self._analytics: Any = None
 
     async def ask(self, namespace_id: str, groups: Sequence[Sequence[str]], since_s: float) -> Sequence[RecentRequests]:
-        """Return the requests to each group of versions since a moment. Raises ``UnavailableError``."""
+        """Return the requests to each group of versions since a moment. Raises ``RegistryUnavailableError``."""
         if self._analytics is None:
             try:
                 self._analytics = await asyncio.to_thread(ray.get_actor, ANALYTICS_NAME, namespace=RAY_NAMESPACE)
             except ValueError:
-                raise UnavailableError("No analytics run on this cluster: no replica has started yet.") from None
+                # The first replica that computes makes the actor: nothing was asked of any version yet.
+                return [RecentRequests(requests=0, errors=0, median_s=0.0) for _ in groups]
         asked = self._analytics.recent.remote(namespace_id, groups, since_s)
         counted: Sequence[RecentRequests] = await call(asked, _TIMEOUT_S)
         return counted

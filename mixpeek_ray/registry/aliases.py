@@ -103,6 +103,11 @@ class Aliases:
         latest = WeightedTarget(model_id=newest_first(serving)[0].model_id, weight=1)
         return AliasRoute(targets=(latest,))
 
+    def serves(self, ref: AliasRef, model_id: str) -> bool:
+        """Tell whether a version of the alias' model may be sent requests."""
+        state = self._versions(ref).get(model_id)
+        return state is not None and self._serves(state)
+
     # Changes
 
     async def put(
@@ -153,16 +158,16 @@ class Aliases:
     async def withdraw(self, ref: AliasRef, model_id: str, change: AliasChange, expected_revision: int) -> ModelAlias:
         """Let an alias do what it did before it sent requests to a version, or else send that one none from now on.
 
-        Raises ``RevisionMismatchError``.
+        Raises ``RevisionMismatchError``, and ``ModelNotDeployedError`` when nobody else could answer.
         """
         async with self._locks.hold(ref.namespace_id):
             known = self.get(ref)
             check_revision(known, expected_revision)
             before = known.before(model_id)
-            if before is not None and not self._can_answer(ref, before):
-                before = None
-            withdrawn = known.withdrawn(model_id, change, to=before)
+            can_go_back = before is not None and self._can_answer(ref, before)
+            withdrawn = known.withdrawn(model_id, change, to=before if can_go_back else None)
             current = self._without_lost_shadow(ref, withdrawn.current)
+            self._check_deployed(ref, current)
             return await self._save(replace(withdrawn, current=current))
 
     async def delete(self, ref: AliasRef, expected_revision: int | None) -> None:
@@ -265,15 +270,14 @@ class Aliases:
     def _can_answer(self, ref: AliasRef, wanted: TargetSet) -> bool:
         versions = self._versions(ref)
         return all(target.model_id in versions for target in wanted.targets) and all(
-            self._serves(versions[target.model_id]) for target in wanted.answering()
+            self.serves(ref, target.model_id) for target in wanted.answering()
         )
 
     def _without_lost_shadow(self, ref: AliasRef, wanted: TargetSet) -> TargetSet:
         """Return what is wanted without a shadow that was undeployed since: nobody's answer depends on it."""
-        if wanted.shadow is None:
+        if wanted.shadow is None or self.serves(ref, wanted.shadow.model_id):
             return wanted
-        state = self._versions(ref).get(wanted.shadow.model_id)
-        return wanted if state is not None and self._serves(state) else replace(wanted, shadow=None)
+        return replace(wanted, shadow=None)
 
     def _check_room(self, namespace_id: str) -> None:
         if len(self.list(namespace_id, None)) >= limits.MAX_ALIASES_PER_NAMESPACE:

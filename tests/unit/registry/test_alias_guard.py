@@ -55,8 +55,12 @@ def counts() -> Counts:
 
 
 @pytest.fixture
-def aliases() -> Aliases:
-    catalog = ModelCatalog()
+def catalog() -> ModelCatalog:
+    return ModelCatalog()
+
+
+@pytest.fixture
+def aliases(catalog: ModelCatalog) -> Aliases:
     for version in ("1.0.0", "1.2.0", "1.10.0"):
         manifest = custom_model("m").manifest
         manifest = replace(manifest, version=version, model_id=ids.model_id("m", version))
@@ -79,17 +83,42 @@ async def put(aliases: Aliases, guard: RollbackGuard | None = GUARDED, **weights
     return change
 
 
-async def test_a_bad_canary_is_taken_back_once_with_the_reason(aliases: Aliases, counts: Counts, watch: AliasWatch):
+async def test_a_bad_canary_is_taken_back_once_with_the_reason(
+    aliases: Aliases, counts: Counts, watch: AliasWatch, monkeypatch: pytest.MonkeyPatch
+):
     await put(aliases, **{V1: 1})
     moved = await put(aliases, **{V1: 60, V2: 30, V10: 10})
+    withdrawals = []
+    monkeypatch.setattr(watch._withdrawals, "inc", lambda value, tags: withdrawals.append((value, tags)))
     await watch.judge()
     await watch.judge()
+    assert withdrawals == [(1, {"alias": "ns_acme/m@production"})]
     ((namespace_id, groups, since_s),) = counts.asked
     assert (namespace_id, groups, since_s) == ("ns_acme", ((V10,), (V2, V1)), moved.made_at.timestamp())
     alias = aliases.get(REF)
     assert [(target.model_id, target.weight) for target in alias.current.targets] == [(V1, 1)]
     assert (alias.revision, alias.current.change.key_id) == (3, GUARD)
     assert alias.current.change.reason.startswith("m_1_10_0: 50.0% of its 100 requests failed")
+
+
+async def test_a_canary_that_crashed_is_taken_back_unless_nobody_else_could_answer(
+    aliases: Aliases, catalog: ModelCatalog, counts: Counts, watch: AliasWatch
+):
+    await put(aliases, **{V1: 90, V2: 10})
+    for lost in (V2, V1):
+        catalog.undeployed(ModelKey(namespace_id="ns_acme", model_id=lost))
+    await watch.judge()
+    assert aliases.get(REF).revision == 1
+    key = ModelKey(namespace_id="ns_acme", model_id=V1)
+    catalog.begin_deploy(key)
+    contents = catalog.get(key).manifest.contents
+    assert contents is not None
+    catalog.deployed(key, contents)
+    await watch.judge()
+    alias = aliases.get(REF)
+    assert [(target.model_id, target.weight) for target in alias.current.targets] == [(V2, 0), (V1, 90)]
+    assert alias.current.change.reason == f"{V2}: it is not deployed any more"
+    assert counts.asked == []
 
 
 async def test_requests_count_within_the_window(aliases: Aliases, counts: Counts, watch: AliasWatch, monkeypatch):
@@ -110,11 +139,15 @@ async def test_what_has_no_guard_or_one_target_is_not_asked_for(aliases: Aliases
 
 
 @pytest.mark.parametrize("failure", [RegistryUnavailableError("It does not answer."), ZeroDivisionError()])
-async def test_what_cannot_be_judged_now_stays(aliases: Aliases, counts: Counts, watch: AliasWatch, failure):
+async def test_what_cannot_be_judged_now_stays(
+    aliases: Aliases, counts: Counts, watch: AliasWatch, failure: Exception, caplog: pytest.LogCaptureFixture
+):
     await put(aliases, **{V1: 1, V2: 1})
     counts.failure = failure
-    await watch.judge()
+    for _ in range(3):
+        await watch.judge()
     assert aliases.get(REF).revision == 1
+    assert len([record for record in caplog.records if "not judged" in record.message]) == 1
     counts.failure = None
     await watch.judge()
     assert aliases.get(REF).revision == 2
