@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +11,14 @@ from ray import serve
 from ray.serve import Application
 from starlette.types import ASGIApp
 
+from deployments.dedicated import build as build_dedicated
 from mixpeek_ray.api.app import create_app
 from mixpeek_ray.catalog.catalog import get_catalog
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.settings import get_settings
 from mixpeek_ray.registry.client import RegistryClient
 from mixpeek_ray.serving.applications import TextApplications
+from mixpeek_ray.serving.dedicated_control import ensure_control
 from mixpeek_ray.serving.ingress import (
     IngressMode,
     harden_replica,
@@ -56,6 +59,8 @@ class Gateway:
         self._settings = get_settings()
         self._mode = ingress_mode()
         self._platform = await RegistryClient.connect(self._settings, ingress=self._mode)
+        # The one application that always runs sees to it that somebody starts the others.
+        await asyncio.to_thread(ensure_control, build_dedicated)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         limit = max_upload_bytes(self._settings, self._mode)

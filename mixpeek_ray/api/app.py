@@ -47,7 +47,13 @@ def create_app(
         build_namespaces_router(platform),
         # Before the models, here and below: `uploads` is the name of none.
         *build_upload_routers(platform, store, new_upload_key=new_upload_key, max_part_bytes=max_upload_bytes),
-        build_models_router(platform, store, new_upload_key=new_upload_key, max_upload_bytes=max_upload_bytes),
+        build_models_router(
+            platform,
+            store,
+            new_upload_key=new_upload_key,
+            max_upload_bytes=max_upload_bytes,
+            pool_limit=settings.pool_limit,
+        ),
         build_aliases_router(platform),
         build_analytics_router(platform),
         build_org_models_router(platform),

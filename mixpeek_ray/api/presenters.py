@@ -16,9 +16,12 @@ from mixpeek_ray.api.schemas import (
     ModelUploadResponse,
     NamespaceDocument,
     ResourceRequirements,
+    ServedBy,
 )
+from mixpeek_ray.core.placement import PoolLimit
 from mixpeek_ray.core.records import (
     DeploymentStatus,
+    ModelKind,
     ModelManifest,
     ModelState,
     Namespace,
@@ -30,8 +33,8 @@ from mixpeek_ray.core.records import (
 BASE_IMAGE = "mixpeek-ray"
 
 
-def present_model(state: ModelState) -> ModelDocument:
-    """Return everything a caller may know of a model."""
+def present_model(state: ModelState, served_by: ServedBy | None = None) -> ModelDocument:
+    """Return everything a caller may know of a model; ``served_by``: who answers its requests while it is deployed."""
     manifest = state.manifest
     contents = state.contents or manifest.contents
     return ModelDocument(
@@ -47,7 +50,7 @@ def present_model(state: ModelState) -> ModelDocument:
         resource_requirements=_resources(manifest.resources),
         deployed=_is_deployed(state),
         deployment_status=state.status,
-        deployment_info=_deployment_info(state),
+        deployment_info=_deployment_info(state, served_by),
         deployment_progress=_progress(state),
         failure=_failure(state),
         created_at=manifest.created_at,
@@ -63,6 +66,17 @@ def present_model(state: ModelState) -> ModelDocument:
         input_schema=_tensor_schema(contents.inputs) if contents else None,
         output_schema=_tensor_schema(contents.outputs) if contents else None,
     )
+
+
+def served_by(state: ModelState, pool_limit: PoolLimit) -> ServedBy | None:
+    """Return who answers a model's requests while it is deployed; None: weights alone, which nobody can compute with.
+
+    ``pool_limit``: what the pool serves.
+    """
+    contents = state.contents or state.manifest.contents
+    if contents is None or contents.kind is ModelKind.STATE_DICT:
+        return None
+    return "pool" if pool_limit.takes(state.manifest.resources) else "dedicated"
 
 
 def present_list_item(state: ModelState, *, latest: bool) -> ModelListItem:
@@ -154,10 +168,15 @@ def _resources(request: ResourceRequest) -> ResourceRequirements:
     return ResourceRequirements(num_cpus=request.num_cpus, num_gpus=request.num_gpus, memory=request.memory_bytes)
 
 
-def _deployment_info(state: ModelState) -> DeploymentInfo | None:
+def _deployment_info(state: ModelState, served_by: ServedBy | None) -> DeploymentInfo | None:
     if not _is_deployed(state):
         return None
-    return DeploymentInfo(endpoint=_endpoint(state.manifest), base_image=BASE_IMAGE, deployed_at=state.deployed_at)
+    return DeploymentInfo(
+        endpoint=_endpoint(state.manifest),
+        base_image=BASE_IMAGE,
+        deployed_at=state.deployed_at,
+        served_by=served_by,
+    )
 
 
 def _progress(state: ModelState) -> DeployProgress | None:

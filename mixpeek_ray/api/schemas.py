@@ -43,12 +43,20 @@ class ResourceRequirements(Body):
     memory: int = limits.DEFAULT_MEMORY_BYTES
 
 
+ServedBy = Literal["pool", "dedicated"]
+
+
 class DeploymentInfo(Body):
     """How a deployed model is reached."""
 
     endpoint: str
     base_image: str
     deployed_at: datetime | None = None
+    served_by: ServedBy | None = Field(
+        default=None,
+        description="Who answers at the endpoint: replicas that serve other models too, or an application of the "
+        "model's own, with the resources that it asked for. Null: nobody, weights without an architecture.",
+    )
 
 
 class ArchiveFile(Body):

@@ -10,6 +10,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mixpeek_ray.core import limits
+from mixpeek_ray.core.placement import PoolLimit
 
 
 class Settings(BaseSettings):
@@ -69,6 +70,21 @@ class Settings(BaseSettings):
         default=5.0,
         gt=0,
         description="Seconds of others' work that an inference request may have to wait for; beyond, it is refused.",
+    )
+    pool_max_cpus: float = Field(
+        default=limits.DEFAULT_CPUS,
+        gt=0,
+        description="Most CPUs that a deployed model may ask for and still share the pool's replicas; beyond, or with "
+        "a GPU, it has an application of its own.",
+    )
+    pool_max_memory_gb: float = Field(
+        default=limits.DEFAULT_MEMORY_BYTES / limits.GIB, gt=0, description="The same for its `memory_gb`."
+    )
+    dedicated_max_replicas: int = Field(
+        default=4, ge=1, description="Most replicas of a model with an application of its own; each has what it asks."
+    )
+    replica_wait_s: float = Field(
+        default=60.0, gt=0, description="Seconds that a request to such a model may wait for its replica to start."
     )
     analytics_days: int = Field(default=30, ge=1, description="Days that figures about requests are kept.")
     analytics_flush_s: float = Field(
@@ -134,6 +150,11 @@ class Settings(BaseSettings):
         # OpenMP allows a number for each level of nesting: "4,2".
         outermost = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
         return self.onnx_threads or (int(outermost) if outermost.isdecimal() else 0)
+
+    @property
+    def pool_limit(self) -> PoolLimit:
+        """What a deployed model may ask for and still be served by the pool."""
+        return PoolLimit(num_cpus=self.pool_max_cpus, memory_bytes=int(self.pool_max_memory_gb * limits.GIB))
 
     @property
     def secret_path(self) -> Path:

@@ -88,7 +88,7 @@ class LateInteractionFamily:
             hidden = self._network(batch).to(self._projection.dtype)
             vectors = functional.normalize(functional.linear(hidden, self._projection).float(), dim=-1)
             texts = dict(zip(batch.order, torch.split(vectors, list(batch.lengths)), strict=True))
-            return torch.cat([texts[index] for index in range(len(items))]).numpy()
+            return torch.cat([texts[index] for index in range(len(items))]).cpu().numpy()
 
     def post(self, raw: FloatArray, items: Sequence[LateInteractionItem]) -> list[FloatArray]:
         """Return float32 [kept tokens, dimensions] an item; a query's have ``query_tokens`` rows."""

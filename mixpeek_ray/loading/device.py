@@ -22,6 +22,13 @@ STAGING_BYTES = 32 * MIB
 _STAGES = 2
 
 
+def accelerator() -> str | None:
+    """Return the device that this process may compute on beside the CPU: its first GPU; None where torch has none."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None
+
+
 def copy_to_device(index: WeightIndex, data: NDArray[np.uint8], device: torch.device) -> OrderedDict[str, torch.Tensor]:
     """Return the tensors on ``device``, in one allocation of ``index.total_bytes`` bytes; shared storages stay shared.
 

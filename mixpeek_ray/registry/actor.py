@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mixpeek_ray.catalog.cards import ModelCard
     from mixpeek_ray.core.crashes import ModelCrash
     from mixpeek_ray.core.keys import KeyRingSnapshot
+    from mixpeek_ray.core.placement import PoolLimit
     from mixpeek_ray.core.records import (
         ApiKey,
         ArchiveContents,
@@ -57,6 +58,8 @@ class RegistryConfig:
     # How long a built-in model's weights stay without a user; those of warm models stay anyway.
     model_idle_s: float
     warm_models: tuple[str, ...]
+    # What a deployed model may ask for and still be served by the pool.
+    pool_limit: PoolLimit
 
 
 class ModelRegistry(AliasCalls):
@@ -73,6 +76,7 @@ class ModelRegistry(AliasCalls):
 
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
         parts = RegistryParts.restore(config, first_start=not restarted)
+        self._pool_limit = config.pool_limit
         self._catalog = parts.catalog
         self._deployer = parts.deployer
         self._quarantine = parts.quarantine
@@ -228,7 +232,11 @@ class ModelRegistry(AliasCalls):
             self._check_namespace(ref.organization_id, ref.namespace_id)
         return ref
 
-    # Models, for loaders
+    # Models, for those who serve and load them
+
+    async def dedicated_models(self) -> tuple[ModelState, ...]:
+        """Return every namespace's models that ask for more than the pool has and are deployed, or on their way."""
+        return tuple(state for state in self._catalog.wanted() if not self._pool_limit.takes(state.manifest.resources))
 
     async def resolve(self, key: ModelKey, wait_s: float) -> LoadTicket | None:
         """Return where the weights are; None when they are still on their way after ``wait_s``.

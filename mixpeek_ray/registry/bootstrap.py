@@ -38,6 +38,7 @@ def ensure_registry(settings: Settings) -> Any:
         models_dir=str(settings.models_dir) if settings.models_dir is not None else None,
         model_idle_s=settings.model_idle_s,
         warm_models=tuple(catalog.find(name).name for name in settings.warm_model_names),
+        pool_limit=settings.pool_limit,
     )
     actor = head_actor(
         ModelRegistry, REGISTRY_NAME, max_task_retries=_REGISTRY_TASK_RETRIES, max_concurrency=_REGISTRY_CONCURRENCY

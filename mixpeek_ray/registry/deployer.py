@@ -16,6 +16,7 @@ from mixpeek_ray.core.errors import (
     StorageUnavailableError,
 )
 from mixpeek_ray.core.logs import get_logger
+from mixpeek_ray.core.placement import PoolLimit
 from mixpeek_ray.core.records import (
     ArchiveContents,
     DeploymentMarker,
@@ -67,12 +68,14 @@ class Deployer:
         *,
         store_url: str,
         spool_dir: str | None,
+        pool_limit: PoolLimit,
     ) -> None:
         self._catalog = catalog
         self._records = records
         self._locks = locks
         self._store_url = store_url
         self._spool_dir = spool_dir
+        self._pool_limit = pool_limit
         self._deployed: dict[ModelKey, MaterializedRefs] = {}
         self._attempts: dict[ModelKey, _Attempt] = {}
         self._unreserved = asyncio.Semaphore(_MAX_UNRESERVED)
@@ -169,16 +172,23 @@ class Deployer:
 
     async def _materialize(self, key: ModelKey, manifest: ModelManifest, attempt: _Attempt) -> None:
         job = MaterializeJob.of(manifest, attempt=attempt.number, store_url=self._store_url, spool_dir=self._spool_dir)
+        if not self._pool_limit.takes(job.resources):
+            # Its own replica reserves what it asks for: weights that are lost must not wait for what that holds.
+            await self._materialize_unreserved(key, job, attempt)
+            return
         refs = _submit(job, attempt, job.resources)
         try:
             await asyncio.wait_for(attempt.begun.wait(), _ROOM_S)
         except TimeoutError:
             ray.cancel(refs.contents)
-            async with self._unreserved:
-                if self._catalog.is_current(key, attempt.number):
-                    await self._hold(key, attempt, _submit(job, attempt, None))
+            await self._materialize_unreserved(key, job, attempt)
         else:
             await self._hold(key, attempt, refs)
+
+    async def _materialize_unreserved(self, key: ModelKey, job: MaterializeJob, attempt: _Attempt) -> None:
+        async with self._unreserved:
+            if self._catalog.is_current(key, attempt.number):
+                await self._hold(key, attempt, _submit(job, attempt, None))
 
     async def _hold(self, key: ModelKey, attempt: _Attempt, refs: MaterializedRefs) -> None:
         contents: ArchiveContents = await refs.contents

@@ -53,7 +53,14 @@ class RegistryParts:
         manifests = records.load_manifests()
         catalog.restore(manifests.records)
         locks = KeyedLocks()
-        deployer = Deployer(catalog, records, locks, store_url=config.store_url, spool_dir=config.spool_dir)
+        deployer = Deployer(
+            catalog,
+            records,
+            locks,
+            store_url=config.store_url,
+            spool_dir=config.spool_dir,
+            pool_limit=config.pool_limit,
+        )
         accounts = Accounts(records, load_or_create_secret(Path(config.secret_path)))
         if config.dev_key_path is not None:
             accounts.bootstrap_development(Path(config.dev_key_path))

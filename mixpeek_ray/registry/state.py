@@ -69,6 +69,11 @@ class ModelCatalog:
         found = (entry.state for key, entry in self._entries.items() if key.namespace_id == namespace_id)
         return tuple(sorted(found, key=lambda state: state.manifest.created_at, reverse=True))
 
+    def wanted(self) -> Iterator[ModelState]:
+        """Yield every model that is deployed or on its way."""
+        wanted = (DeploymentStatus.DEPLOYED, DeploymentStatus.PENDING)
+        return (state for state in self.all() if state.status in wanted)
+
     def all(self) -> Iterator[ModelState]:
         """Yield every model of every namespace."""
         for entry in self._entries.values():

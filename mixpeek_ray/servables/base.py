@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from mixpeek_ray.core.records import ModelKind, TensorSignature
+from mixpeek_ray.core.records import ModelKind, ResourceRequest, TensorSignature
 from mixpeek_ray.families.base import Role, Truncate
 
 NamedArrays = Mapping[str, npt.NDArray[Any]]
@@ -56,6 +56,15 @@ class Parameters:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnApplication:
+    """The Serve application of a model that asks for more than the pool has."""
+
+    name: str
+    # What each of its replicas reserves.
+    resources: ResourceRequest
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServableRef:
     """A deployed model that a caller may use."""
 
@@ -67,6 +76,8 @@ class ServableRef:
     content: str
     # What its uploader says that it is for.
     task_type: str | None = None
+    # Who serves it; None: the pool.
+    own: OwnApplication | None = None
 
     @property
     def name(self) -> str:

@@ -85,9 +85,10 @@ class _TextModel:
             )
         if truncate is Truncate.NONE:
             self._check_lengths(texts)
-        return self.tokenizer(
+        found = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.limit, return_tensors="pt", **options
         )
+        return found.to(self.model.device)
 
     def _check_lengths(self, texts: Sequence[str]) -> None:
         for index, ids in enumerate(self.tokenizer(list(texts), verbose=False)["input_ids"]):
@@ -125,7 +126,7 @@ class ClassificationServable(InProcess):
         """Return float32 [texts, labels]: a softmax, or a sigmoid where each label stands for itself."""
         with torch.inference_mode():
             logits = self._text.model(**self._text.tokens(inputs[TEXTS].tolist(), parameters.truncate)).logits.float()
-            return {SCORES: self._scores(logits).numpy()}
+            return {SCORES: self._scores(logits).cpu().numpy()}
 
     def _scores(self, logits: torch.Tensor) -> torch.Tensor:
         config = self._text.model.config
@@ -161,7 +162,7 @@ class TokenClassificationServable(InProcess):
         offsets = tokens.pop("offset_mapping").tolist()
         special = tokens.pop("special_tokens_mask").tolist()
         with torch.inference_mode():
-            scores = self._text.model(**tokens).logits.float().softmax(dim=-1).numpy()
+            scores = self._text.model(**tokens).logits.float().softmax(dim=-1).cpu().numpy()
         found = []
         for row, text in enumerate(texts):
             ids = tokens["input_ids"][row].tolist()

@@ -6,19 +6,14 @@ import asyncio
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
 
 from mixpeek_ray.batching.requests import Computed, RerankRequest, TextRequest
 from mixpeek_ray.catalog.cards import Family, ModelCard
 from mixpeek_ray.catalog.catalog import get_catalog
-from mixpeek_ray.core.errors import MixpeekError, UnavailableError
-from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.records import Principal
 from mixpeek_ray.core.settings import Settings
 from mixpeek_ray.families.base import FloatArray, SparseVector
-
-_log = get_logger(__name__)
+from mixpeek_ray.serving.handles import HANDLE_FAILURES, platform_error
 
 # As in serve_config.yaml.
 APPLICATIONS = {
@@ -60,17 +55,8 @@ class TextApplications:
         try:
             handle = await self._handle(family)
             return await getattr(handle, method).remote(principal, request)
-        except RayTaskError as error:
-            # Ray's wrapper carries pid, address and the remote traceback; none of that is for a user.
-            if isinstance(error.cause, MixpeekError):
-                raise error.cause from None
-            raise
-        except (RayError, RayServeException) as error:
-            # A replica that died under the request, or an application that is being replaced or was never deployed.
-            _log.warning("application %s did not answer: %s", APPLICATIONS[family], type(error).__name__)
-            raise UnavailableError(
-                f"The application {APPLICATIONS[family]!a} does not answer: try again in a few seconds."
-            ) from None
+        except HANDLE_FAILURES as error:
+            raise platform_error(error, APPLICATIONS[family]) from None
 
     async def _handle(self, family: Family) -> Any:
         if family not in self._handles:

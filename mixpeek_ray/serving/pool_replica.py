@@ -13,10 +13,10 @@ from starlette.types import ASGIApp
 
 from mixpeek_ray.api.alias_resolver import AliasResolver, Chosen
 from mixpeek_ray.api.predict_app import create_predict_app
-from mixpeek_ray.api.predict_ports import NamedModel, ServedModel
+from mixpeek_ray.api.predict_ports import DescribedModel, NamedModel, ServedModel
 from mixpeek_ray.batching.observer import Observed, observed
 from mixpeek_ray.core.aliases import AliasRef
-from mixpeek_ray.core.errors import RegistryUnavailableError
+from mixpeek_ray.core.errors import RegistryUnavailableError, UnavailableError
 from mixpeek_ray.core.logs import get_logger
 from mixpeek_ray.core.records import Principal
 from mixpeek_ray.core.settings import Settings
@@ -24,9 +24,11 @@ from mixpeek_ray.registry.aliases_client import AliasesClient
 from mixpeek_ray.registry.bootstrap import ensure_registry
 from mixpeek_ray.registry.key_checker import KeyChecker
 from mixpeek_ray.servables.base import NamedArrays, Parameters, ServableRef, ServableSpec
-from mixpeek_ray.servables.pool import OpenModel, ServablePool
+from mixpeek_ray.servables.pool import ServablePool
 from mixpeek_ray.serving.counting import ReplicaCounts
 from mixpeek_ray.serving.crash_reports import CrashReporter
+from mixpeek_ray.serving.dedicated_models import RemoteModels
+from mixpeek_ray.serving.opening import ServableOpener
 from mixpeek_ray.serving.pool_models import PoolModels
 from mixpeek_ray.serving.shadows import ShadowTraffic
 
@@ -57,9 +59,10 @@ class PoolReplica:
         self._versions = AliasResolver(aliases.route)
         self._shadows = ShadowTraffic(dropped=counts.observer.shadow_dropped)
         self._crashes = CrashReporter(registry, settings)
-        self._models = PoolModels(registry, timeout_s=settings.registry_timeout_s, watch=self._crashes.watch)
+        self._models = PoolModels(registry, limit=settings.pool_limit, timeout_s=settings.registry_timeout_s)
+        self._remote = RemoteModels(wait_s=settings.replica_wait_s)
         self._pool = ServablePool(
-            self._models.load,
+            ServableOpener(self._crashes.watch).open,
             max_models=bounds.max_models,
             max_private_bytes=bounds.max_private_bytes,
             max_wait_s=settings.max_queue_s,
@@ -89,7 +92,7 @@ class PoolReplica:
         async with self._counted(principal, named, is_shadow=False) as model:
             yield model
 
-    async def describe(self, principal: Principal, named: NamedModel) -> OpenModel:
+    async def describe(self, principal: Principal, named: NamedModel) -> DescribedModel:
         """Return a deployed model once it is open; see ``ModelServing``."""
         async with self._opened(principal, named, Observed()) as (model, _):
             return model
@@ -109,14 +112,14 @@ class PoolReplica:
     @asynccontextmanager
     async def _opened(
         self, principal: Principal, named: NamedModel, under_way: Observed
-    ) -> AsyncIterator[tuple[OpenModel, NamedModel | None]]:
+    ) -> AsyncIterator[tuple[ServedModel, NamedModel | None]]:
         """Provide the model that answers, and the one that computes in the shadow."""
         async with AsyncExitStack() as stack:
 
-            async def opened(chosen: Chosen) -> tuple[OpenModel, NamedModel | None]:
+            async def opened(chosen: Chosen) -> tuple[ServedModel, NamedModel | None]:
                 ref = await self._models.find(principal, named.namespace_id, chosen.model_id)
                 under_way.model = ref.name
-                model = await stack.enter_async_context(self._pool.use(ref))
+                model = await stack.enter_async_context(self._provided(principal, ref))
                 if chosen.shadow_id is None:
                     return model, None
                 return model, NamedModel(namespace_id=named.namespace_id, reference=chosen.shadow_id)
@@ -126,6 +129,20 @@ class PoolReplica:
                 yield await self._versions.answered(principal, reference, named.sticky, opened, version=named.version)
             else:
                 yield await opened(Chosen(model_id=reference, shadow_id=None))
+
+    @asynccontextmanager
+    async def _provided(self, principal: Principal, ref: ServableRef) -> AsyncIterator[ServedModel]:
+        if ref.own is None:
+            async with self._pool.use(ref) as model:
+                yield model
+            return
+        try:
+            async with self._remote.use(ref, ref.own) as remote:
+                yield remote
+        except UnavailableError:
+            # Where it is not deployed any more, that is the answer.
+            await self._models.find(principal, ref.namespace_id, ref.model_id, afresh=True)
+            raise
 
     def _mirror(self, principal: Principal, shadow: NamedModel, inputs: NamedArrays, parameters: Parameters) -> None:
         async def compute() -> None:
@@ -139,8 +156,9 @@ class PoolReplica:
         while True:
             await asyncio.sleep(_CHECK_S)
             try:
-                for ref in await self._models.gone(self._pool.open()):
+                for ref in await self._models.gone([*self._pool.open(), *self._remote.known()]):
                     self._pool.retire(ref)
+                    self._remote.forget(ref)
             except RegistryUnavailableError:
                 _log.warning("the registry was not asked which models are still deployed: it does not answer")
 
@@ -149,7 +167,7 @@ class PoolReplica:
 class _CountedModel:
     """A model that answers one request, and says how many rows it computed."""
 
-    model: OpenModel
+    model: ServedModel
     under_way: Observed
     # Hands the inputs to the version in the shadow, once they were answered.
     mirror: Callable[[NamedArrays, Parameters], None] | None

@@ -43,7 +43,7 @@ def upload(
     return http.post(
         f"/v1/namespaces/{namespace}/models",
         files={"file": ("model.tar.gz", archive, "application/gzip")},
-        data={"name": name, "version": version, "model_format": model_format, "memory_gb": "0.1", **fields},
+        data={"name": name, "version": version, "model_format": model_format, "memory_gb": "0.1"} | fields,
     )
 
 

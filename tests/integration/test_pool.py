@@ -35,9 +35,11 @@ __all__ = ["tiny_model"]
 TEXTS = ["the quick brown fox", "", "🎉 naïve שלום 日本語", "over-long " * 300, "what is the query?"]
 
 
-def served(http: httpx.Client, namespace: str, archive: bytes, model_format: str, name: str = "model") -> str:
+def served(
+    http: httpx.Client, namespace: str, archive: bytes, model_format: str, name: str = "model", **fields: str
+) -> str:
     """Upload and deploy a model; return its endpoint."""
-    answer = upload(http, namespace, archive, name=name, model_format=model_format)
+    answer = upload(http, namespace, archive, name=name, model_format=model_format, **fields)
     assert answer.status_code == 200, answer.text
     deploy(http, namespace, answer.json()["model_id"])
     document = http.get(f"/v1/namespaces/{namespace}/models/{answer.json()['model_id']}").json()["model"]
@@ -275,33 +277,11 @@ def test_texts_by_the_protocol(
     np.testing.assert_allclose(found, outputs(http, endpoint, TEXTS), atol=1e-5)
 
 
-def test_requests_by_both_protocols_are_counted_exactly(http: httpx.Client, onnx_endpoint: str) -> None:
-    name = onnx_endpoint.removeprefix("/models/")
-    namespace, model_id = name.split("/")
-    tensor = {"name": "given", "datatype": "FP32", "shape": list(GIVEN.shape), "data": GIVEN.ravel().tolist()}
-    for _ in range(20):
-        assert http.post(onnx_endpoint, json={"inputs": GIVEN.tolist()}).status_code == 200
-        assert http.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]}).status_code == 200
-    for _ in range(7):
-        assert http.post(onnx_endpoint, json={"inputs": [["a"]]}).status_code == 422
-    # These ask the model for nothing.
-    assert http.get(f"/v2/models/{name}").status_code == http.get(f"/v2/models/{name}/ready").status_code == 200
-
-    def figures() -> dict[str, Any]:
-        found = http.get("/v1/analytics/inference/performance", params={"model_name": name}).json()
-        return found[0] if found and found[0]["requests"] >= 47 else {}
-
-    counted = eventually(figures, what="the figures of 47 requests")
-    assert (counted["namespace_id"], counted["model_id"], counted["version"]) == (namespace, model_id, "1.0.0")
-    assert (counted["requests"], counted["errors"], counted["items"]) == (47, 7, 40 * len(GIVEN))
-    assert counted["error_codes"] == {"validation_error": 7}
-    assert 0 < counted["p50_latency_ms"] <= counted["p99_latency_ms"]
-
-
 def test_undeploy_and_delete_under_load_fail_only_what_came_after(
-    platform: Platform, http: httpx.Client, onnx_endpoint: str, expected: np.ndarray
+    platform: Platform, http: httpx.Client, namespace: str, onnx_endpoint: str, source: torch.nn.Module
 ) -> None:
-    outputs(http, onnx_endpoint, GIVEN.tolist())
+    before = outputs(http, onnx_endpoint, GIVEN.tolist())["result"]
+    other = small_module()
     finished = threading.Event()
     answers: list[list[httpx.Response]] = [[], []]
 
@@ -325,14 +305,25 @@ def test_undeploy_and_delete_under_load_fail_only_what_came_after(
             eventually(lambda status=status: has_ended(status), what=f"status {status}")
         assert http.delete(path).status_code == 200
         eventually(lambda: has_ended(404), what="the end of its answers")
+        # The same version with other contents.
+        assert served(http, namespace, tar_gz(onnx_files(other, external=False)), "onnx") == onnx_endpoint
+        eventually(lambda: has_ended(200), what="answers of the other contents")
+        after = outputs(http, onnx_endpoint, GIVEN.tolist())["result"]
+        assert http.delete(path).status_code == 200
+        eventually(lambda: has_ended(404), what="the end of its answers")
     finally:
         finished.set()
         for thread in threads:
             thread.join()
-    for answer in (answer for found in answers for answer in found):
-        assert answer.status_code in (200, 404, 409), answer.text
-        if answer.status_code == 200:
-            np.testing.assert_allclose(answer.json()["outputs"]["result"], expected, atol=1e-5)
+    for module, found in ((source, before), (other, after)):
+        with torch.no_grad():
+            np.testing.assert_allclose(found, module(torch.from_numpy(GIVEN)).numpy(), atol=1e-5)
+    for found in answers:
+        assert {answer.status_code for answer in found} <= {200, 404, 409}, [answer.text for answer in found]
+        results = [answer.json()["outputs"]["result"] for answer in found if answer.status_code == 200]
+        swapped = next(place for place, result in enumerate(results) if np.allclose(result, after, atol=1e-5))
+        np.testing.assert_allclose(results[:swapped], [before] * swapped, atol=1e-5)
+        np.testing.assert_allclose(results[swapped:], [after] * (len(results) - swapped), atol=1e-5)
 
 
 def test_the_endpoints_are_documented(http: httpx.Client) -> None:

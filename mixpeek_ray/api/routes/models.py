@@ -17,6 +17,7 @@ from mixpeek_ray.api.presenters import (
     present_model,
     present_status,
     present_upload,
+    served_by,
 )
 from mixpeek_ray.api.schemas import (
     ErrorResponse,
@@ -30,6 +31,7 @@ from mixpeek_ray.api.sticky import MODEL_HEADER, sticky_of
 from mixpeek_ray.api.upload import received_upload
 from mixpeek_ray.core import limits
 from mixpeek_ray.core.aliases import AliasRef
+from mixpeek_ray.core.placement import PoolLimit
 from mixpeek_ray.core.records import ModelFormat
 from mixpeek_ray.core.semver import latest_ids
 from mixpeek_ray.store.base import BlobStore
@@ -65,9 +67,14 @@ _UPLOAD_BODY = {
 
 
 def build_models_router(
-    platform: Platform, store: BlobStore, *, new_upload_key: Callable[[], str], max_upload_bytes: int
+    platform: Platform,
+    store: BlobStore,
+    *,
+    new_upload_key: Callable[[], str],
+    max_upload_bytes: int,
+    pool_limit: PoolLimit,
 ) -> APIRouter:
-    """Return the routes under ``/v1/namespaces/{namespace_id}/models``."""
+    """Return the routes under ``/v1/namespaces/{namespace_id}/models``; ``pool_limit``: what the pool serves."""
     router = APIRouter(prefix="/v1/namespaces/{namespace_id}/models", tags=["Custom models"], responses=_ERRORS)
     versions = AliasResolver(lambda principal, ref: platform.aliases.route(principal, ref))
 
@@ -117,7 +124,8 @@ def build_models_router(
         else:
             model_id = reference
         response.headers[MODEL_HEADER] = model_id
-        return ModelDetailResponse(model=present_model(await platform.get_model(principal, namespace_id, model_id)))
+        state = await platform.get_model(principal, namespace_id, model_id)
+        return ModelDetailResponse(model=present_model(state, served_by(state, pool_limit)))
 
     @router.delete("/{model_id}")
     async def delete_model(

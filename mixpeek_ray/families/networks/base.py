@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Protocol
 
@@ -43,6 +43,17 @@ class TokenBatch:
     # Which of the caller's items each text is.
     order: tuple[int, ...]
 
+    def on(self, device: torch.device) -> TokenBatch:
+        """Return the batch with its tensors on ``device``; itself where they are there."""
+        if self.ids.device == device:
+            return self
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            positions=self.positions.to(device),
+            type_ids=None if self.type_ids is None else self.type_ids.to(device),
+        )
+
     def runs(self) -> Iterator[Run]:
         """Yield the neighbours of equal length, first to last."""
         start = first = 0
@@ -61,7 +72,7 @@ class TokenBatch:
 
     def restore(self, rows: torch.Tensor) -> FloatArray:
         """Return ``rows`` [texts, …], one a text, as a new float32 array in the order of the caller's items."""
-        found = rows.float().numpy()
+        found = rows.float().cpu().numpy()
         restored = np.empty_like(found)
         restored[list(self.order)] = found
         return restored
@@ -71,7 +82,10 @@ class Network(Protocol):
     """Vectors or logits of a batch. Safe to call from several threads at a time."""
 
     def __call__(self, batch: TokenBatch) -> torch.Tensor:
-        """Return floats [tokens, width], in the batch's order; a classifier's are [texts, labels]."""
+        """Return floats [tokens, width], in the batch's order; a classifier's are [texts, labels].
+
+        They are on the device of the weights, wherever the batch is.
+        """
 
 
 def build_batch(items: Sequence[Item]) -> TokenBatch:

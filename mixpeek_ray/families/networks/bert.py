@@ -112,7 +112,7 @@ class BertEncoder:
 
     def __call__(self, batch: TokenBatch) -> torch.Tensor:
         """Return float32 [tokens, width]."""
-        return self._layers(self._embedded(batch), list(batch.runs()))
+        return self._layers(self._embedded(batch.on(self._words.device)), list(batch.runs()))
 
     def _embedded(self, batch: TokenBatch) -> torch.Tensor:
         # Looked up as stored and added as float32, in the reference's order.
@@ -124,7 +124,8 @@ class BertEncoder:
     def _packs(self) -> bool:
         inside = f"{self._tensors.prefix}encoder.layer."
         elements = sum(tensor.numel() for name, tensor in self._tensors.by_name.items() if name.startswith(inside))
-        return elements * self._dtype.itemsize <= PACKED_AT_MOST_BYTES and can_pack()
+        fits = elements * self._dtype.itemsize <= PACKED_AT_MOST_BYTES
+        return fits and self._words.device.type == "cpu" and can_pack()
 
     def _layer(self, index: int) -> BertLayer:
         inside = f"{self._tensors.prefix}encoder.layer.{index}."

@@ -62,7 +62,7 @@ class BertLayers:
             self._biases,
             self._norms,
             [[run.start, run.stop, run.texts, run.length] for run in runs],
-            [_mask(run) for run in runs],
+            [_mask(run, rows.device) for run in runs],
             self._heads,
             self._epsilon,
             self._dtype,
@@ -71,10 +71,10 @@ class BertLayers:
         return found
 
 
-def _mask(run: Run) -> torch.Tensor | None:
+def _mask(run: Run, device: torch.device) -> torch.Tensor | None:
     if run.visible is None:
         return None
-    return (torch.arange(run.length) < torch.tensor(run.visible).unsqueeze(1))[:, None, None, :]
+    return (torch.arange(run.length) < torch.tensor(run.visible).unsqueeze(1))[:, None, None, :].to(device)
 
 
 # What follows is TorchScript: the types of Python that it knows, and no objects.

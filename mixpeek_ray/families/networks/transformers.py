@@ -51,7 +51,9 @@ class TransformersNetwork:
         # A pooler that nothing here reads may be absent.
         if missing := sorted(name for name in report["missing_keys"] if "pooler" not in name):
             raise InvalidWeightsError(f"The weights hold no tensor {missing[0]!r}: they do not match config.json.")
-        self._model: Any = model.eval()
+        # Buffers that no checkpoint holds are made on the CPU.
+        self._device = next(iter(source.state_dict.values())).device
+        self._model: Any = model.eval().to(self._device)
         self._per_token = head is not Head.CLASSIFIER
         self._output = "last_hidden_state" if head is Head.NONE else "logits"
         self.max_tokens: int | None = getattr(config, "max_position_embeddings", None)
@@ -69,8 +71,9 @@ class TransformersNetwork:
         }
         if batch.type_ids is not None:
             inputs["token_type_ids"] = _padded(batch.type_ids, batch.lengths, longest)
-        found: torch.Tensor = self._model(**inputs)[self._output]
-        return (found[kept] if self._per_token else found).float()
+        placed = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+        found: torch.Tensor = self._model(**placed)[self._output]
+        return (found[kept.to(self._device)] if self._per_token else found).float()
 
 
 def _padded(flat: torch.Tensor, lengths: tuple[int, ...], longest: int) -> torch.Tensor:

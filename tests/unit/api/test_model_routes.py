@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pytest
+from custom_models import custom_model
+
+from mixpeek_ray.core.records import ModelKind, ResourceRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -64,3 +68,20 @@ async def test_deploy_without_waiting_answers_pending(api):
         await _upload(client)
         answer = await client.post(f"{MODELS}/my-embedding-model_1_0_0/deploy?wait=false")
     assert (answer.json()["deployment_status"], answer.json()["success"]) == ("pending", True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "resources", "served_by"),
+    [
+        (ModelKind.ONNX, ResourceRequest(), "pool"),
+        (ModelKind.ONNX, ResourceRequest(num_gpus=1), "dedicated"),
+        (ModelKind.STATE_DICT, ResourceRequest(), None),
+    ],
+)
+async def test_who_answers_a_deployed_models_requests_is_told(api, kind, resources, served_by):
+    state = custom_model("m")
+    contents = replace(state.manifest.contents, kind=kind)
+    api.have(replace(state, manifest=replace(state.manifest, resources=resources, contents=contents)))
+    async with api.client() as client:
+        found = (await client.get(f"{MODELS}/m_1_0_0")).json()["model"]["deployment_info"]
+    assert found["served_by"] == served_by

@@ -17,6 +17,7 @@ from mixpeek_ray.core.records import (
     ModelManifest,
     ResourceRequest,
 )
+from mixpeek_ray.core.settings import Settings
 from mixpeek_ray.registry.deployer import Deployer
 from mixpeek_ray.registry.locks import KeyedLocks
 from mixpeek_ray.registry.parts import _resume
@@ -36,7 +37,8 @@ class Registry:
     def __init__(self, records: RecordStore) -> None:
         self.catalog, self.records = ModelCatalog(), records
         locks = KeyedLocks()
-        self.deployer = Deployer(self.catalog, records, locks, store_url="memory://", spool_dir=None)
+        limit = Settings().pool_limit
+        self.deployer = Deployer(self.catalog, records, locks, store_url="memory://", spool_dir=None, pool_limit=limit)
         self.quarantine = Quarantine(self.catalog, records, locks, self.deployer)
         self.catalog.created(
             ModelManifest(

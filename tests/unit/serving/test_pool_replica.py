@@ -30,7 +30,7 @@ from mixpeek_ray.registry.state import ModelKey
 from mixpeek_ray.servables.base import InProcess, NamedArrays, Parameters, ServableRef, ServableSpec, Task
 from mixpeek_ray.servables.pool import LoadedServable
 from mixpeek_ray.serving.counting import ReplicaCounts
-from mixpeek_ray.serving.pool_models import PoolModels
+from mixpeek_ray.serving.opening import ServableOpener
 from mixpeek_ray.serving.pool_replica import PoolBounds, PoolReplica
 
 pytestmark = pytest.mark.anyio
@@ -125,7 +125,7 @@ def anyio_backend() -> str:
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     registry = Registry()
-    monkeypatch.setattr(PoolModels, "load", lambda _, ref: registry.load(ref))
+    monkeypatch.setattr(ServableOpener, "open", lambda _, ref: registry.load(ref))
     return registry
 
 
