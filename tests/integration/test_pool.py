@@ -277,6 +277,29 @@ def test_texts_by_the_protocol(
     np.testing.assert_allclose(found, outputs(http, endpoint, TEXTS), atol=1e-5)
 
 
+def test_requests_by_both_protocols_are_counted_exactly(http: httpx.Client, onnx_endpoint: str) -> None:
+    name = onnx_endpoint.removeprefix("/models/")
+    namespace, model_id = name.split("/")
+    tensor = {"name": "given", "datatype": "FP32", "shape": list(GIVEN.shape), "data": GIVEN.ravel().tolist()}
+    for _ in range(20):
+        assert http.post(onnx_endpoint, json={"inputs": GIVEN.tolist()}).status_code == 200
+        assert http.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]}).status_code == 200
+    for _ in range(7):
+        assert http.post(onnx_endpoint, json={"inputs": [["a"]]}).status_code == 422
+    # These ask the model for nothing.
+    assert http.get(f"/v2/models/{name}").status_code == http.get(f"/v2/models/{name}/ready").status_code == 200
+
+    def figures() -> dict[str, Any]:
+        found = http.get("/v1/analytics/inference/performance", params={"model_name": name}).json()
+        return found[0] if found and found[0]["requests"] >= 47 else {}
+
+    counted = eventually(figures, what="the figures of 47 requests")
+    assert (counted["namespace_id"], counted["model_id"], counted["version"]) == (namespace, model_id, "1.0.0")
+    assert (counted["requests"], counted["errors"], counted["items"]) == (47, 7, 40 * len(GIVEN))
+    assert counted["error_codes"] == {"validation_error": 7}
+    assert 0 < counted["p50_latency_ms"] <= counted["p99_latency_ms"]
+
+
 def test_undeploy_and_delete_under_load_fail_only_what_came_after(
     platform: Platform, http: httpx.Client, namespace: str, onnx_endpoint: str, source: torch.nn.Module
 ) -> None:
