@@ -15,7 +15,7 @@ from mixpeek_ray.families.base import FloatArray, Item, Role, TextInput, Truncat
 from mixpeek_ray.families.networks.base import TokenBatch, build_batch
 from mixpeek_ray.families.networks.build import build_network
 from mixpeek_ray.families.prompts import Prompt, prompt_for
-from mixpeek_ray.families.tokens import TextTokenizer
+from mixpeek_ray.families.shared_tokens import shared_tokenizer
 from mixpeek_ray.families.weights import WeightsSource
 
 
@@ -33,7 +33,7 @@ class DenseFamily:
         """Build over the tensors of ``source``. Raises ``InvalidWeightsError``, ``InvalidCatalogError``."""
         self.card, self._options = card, options
         self._network = build_network(card, source)
-        self._tokenizer = TextTokenizer(source)
+        self._tokenizer = shared_tokenizer(source)
         width = self.core(self.pre([""], role=Role.DOCUMENT, truncate=Truncate.END)).shape[1]
         if width != options.dimensions:
             raise InvalidCatalogError(

@@ -9,6 +9,7 @@ from mixpeek_ray.core.errors import InvalidWeightsError
 from mixpeek_ray.families.late_interaction import PLACEHOLDER
 from mixpeek_ray.families.networks.transformers import Head
 from mixpeek_ray.families.saved_model import SavedModel
+from mixpeek_ray.families.shared_tokens import shared_tokenizer
 from mixpeek_ray.families.tokens import TextTokenizer
 
 # What the published code does where artifact.metadata does not say otherwise.
@@ -54,7 +55,7 @@ def projected(saved: SavedModel) -> LateInteractionOptions:
     if expansion.text("strategy") != "fixed" or expansion.flag("attend", default=False) or expansion.text("token"):
         raise saved.unsupported("its queries are not padded with mask tokens to a fixed length")
     prompts = saved.overall.inner("prompts")
-    tokenizer = TextTokenizer(saved.source)
+    tokenizer = shared_tokenizer(saved.source)
     return _options(
         saved,
         projection=f"{dense.folder}/linear.weight",

@@ -21,7 +21,7 @@ from mixpeek_ray.core.errors import InvalidCatalogError, InvalidWeightsError, Va
 from mixpeek_ray.families.base import FloatArray, IdArray, Item, Role, TextInput, Truncate
 from mixpeek_ray.families.networks.base import build_batch
 from mixpeek_ray.families.networks.build import build_network
-from mixpeek_ray.families.tokens import TextTokenizer
+from mixpeek_ray.families.shared_tokens import shared_tokenizer
 from mixpeek_ray.families.weights import WeightsSource
 
 # Stands for the marker until its id takes its place.
@@ -45,7 +45,7 @@ class LateInteractionFamily:
         """Build over the tensors of ``source``. Raises ``InvalidWeightsError``, ``InvalidCatalogError``."""
         self.card, self._options = card, options
         self._network = build_network(card, source)
-        self._tokenizer = TextTokenizer(source)
+        self._tokenizer = shared_tokenizer(source)
         self._projection = _projection(source)
         if len(self._projection) != options.dimensions:
             raise InvalidCatalogError(

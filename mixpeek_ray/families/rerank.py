@@ -12,7 +12,8 @@ from mixpeek_ray.core.errors import InvalidWeightsError
 from mixpeek_ray.families.base import FloatArray, Item, Truncate
 from mixpeek_ray.families.networks.base import build_batch
 from mixpeek_ray.families.networks.build import build_network
-from mixpeek_ray.families.tokens import TextTokenizer, checked
+from mixpeek_ray.families.shared_tokens import shared_tokenizer
+from mixpeek_ray.families.tokens import checked
 from mixpeek_ray.families.weights import WeightsSource
 
 
@@ -23,7 +24,7 @@ class RerankFamily:
         """Build over the tensors of ``source``. Raises ``InvalidWeightsError``, ``InvalidCatalogError``."""
         self.card, self._options = card, options
         self._network = build_network(card, source)
-        self._tokenizer = TextTokenizer(source)
+        self._tokenizer = shared_tokenizer(source)
         self.core(self.pre("", [""], truncate=Truncate.END))
 
     def pre(self, query: str, documents: Sequence[str], *, truncate: Truncate) -> list[Item]:

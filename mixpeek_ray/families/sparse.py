@@ -12,7 +12,7 @@ from mixpeek_ray.core.errors import InvalidCatalogError
 from mixpeek_ray.families.base import FloatArray, Item, SparseVector, TextInput, Truncate
 from mixpeek_ray.families.networks.base import TokenBatch, build_batch
 from mixpeek_ray.families.networks.build import build_network
-from mixpeek_ray.families.tokens import TextTokenizer
+from mixpeek_ray.families.shared_tokens import shared_tokenizer
 from mixpeek_ray.families.weights import WeightsSource
 
 # Tokens whose logits are held at once: with BERT's vocabulary 125 MB in float32, and enough to keep a CPU busy.
@@ -26,7 +26,7 @@ class SparseFamily:
         """Build over the tensors of ``source``. Raises ``InvalidWeightsError``, ``InvalidCatalogError``."""
         self.card = card
         self._network = build_network(card, source)
-        self._tokenizer = TextTokenizer(source)
+        self._tokenizer = shared_tokenizer(source)
         width = self.core(self.pre([""], truncate=Truncate.END)).shape[1]
         if width != options.dimensions:
             raise InvalidCatalogError(
