@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.integration.models import tar_gz
 
@@ -47,6 +48,20 @@ def repeater() -> bytes:
                 helper.make_tensor_value_info("matrix", TensorProto.FLOAT, square),
             ],
             [helper.make_tensor_value_info("result", TensorProto.FLOAT, square)],
+        )
+    )
+
+
+def multiplier(width: int, seed: int) -> bytes:
+    """Return a model that multiplies ``rows`` by a square matrix of its own, another one for each ``seed``."""
+    weight = np.random.default_rng(seed).standard_normal((width, width), dtype=np.float32)
+    return archive_of_graph(
+        helper.make_graph(
+            [helper.make_node("MatMul", ["rows", "weight"], ["result"])],
+            "multiplier",
+            [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", width])],
+            [helper.make_tensor_value_info("result", TensorProto.FLOAT, ["n", width])],
+            [numpy_helper.from_array(weight, "weight")],
         )
     )
 
