@@ -27,12 +27,13 @@ from mixpeek_ray.api.schemas import (
     ModelListResponse,
     ModelUploadResponse,
 )
+from mixpeek_ray.api.shared_calls import SharedCalls
 from mixpeek_ray.api.sticky import MODEL_HEADER, sticky_of
 from mixpeek_ray.api.upload import received_upload
 from mixpeek_ray.core import limits
 from mixpeek_ray.core.aliases import AliasRef
 from mixpeek_ray.core.placement import PoolLimit
-from mixpeek_ray.core.records import ModelFormat
+from mixpeek_ray.core.records import ModelFormat, Principal
 from mixpeek_ray.core.semver import latest_ids
 from mixpeek_ray.store.base import BlobStore
 
@@ -66,6 +67,17 @@ _UPLOAD_BODY = {
 }
 
 
+async def _listing(platform: Platform, principal: Principal, namespace_id: str, name: str | None) -> str:
+    states = await platform.list_models(principal, namespace_id)
+    latest = latest_ids(state.manifest for state in states)
+    models = [
+        present_list_item(state, latest=state.manifest.model_id in latest)
+        for state in states
+        if name in (None, state.manifest.name)
+    ]
+    return ModelListResponse(models=models, total=len(models), namespace_id=namespace_id).model_dump_json()
+
+
 def build_models_router(
     platform: Platform,
     store: BlobStore,
@@ -76,6 +88,8 @@ def build_models_router(
 ) -> APIRouter:
     """Return the routes under ``/v1/namespaces/{namespace_id}/models``; ``pool_limit``: what the pool serves."""
     router = APIRouter(prefix="/v1/namespaces/{namespace_id}/models", tags=["Custom models"], responses=_ERRORS)
+    # Fifty models take milliseconds to fetch and to write, for however many callers at a time.
+    listings = SharedCalls[tuple[str, str, str | None], str]()
     versions = AliasResolver(lambda principal, ref: platform.aliases.route(principal, ref))
 
     @router.post("", openapi_extra=_UPLOAD_BODY)
@@ -94,21 +108,16 @@ def build_models_router(
             result = await platform.commit_upload(principal, namespace_id, upload.form, upload.archive)
         return present_upload(result)
 
-    @router.get("")
+    @router.get("", response_model=ModelListResponse)
     async def list_models(
         principal: CurrentPrincipal,
         namespace_id: NamespaceId,
         name: Annotated[str | None, Query(description="Only the versions of the model called so.")] = None,
-    ) -> ModelListResponse:
+    ) -> Response:
         """List the namespace's models, newest first; `latest` is the highest version of its name, deployed or not."""
-        states = await platform.list_models(principal, namespace_id)
-        latest = latest_ids(state.manifest for state in states)
-        models = [
-            present_list_item(state, latest=state.manifest.model_id in latest)
-            for state in states
-            if name in (None, state.manifest.name)
-        ]
-        return ModelListResponse(models=models, total=len(models), namespace_id=namespace_id)
+        asked = (principal.organization.organization_id, namespace_id, name)
+        body = await listings.get(asked, lambda: _listing(platform, principal, namespace_id, name))
+        return Response(body, media_type="application/json")
 
     @router.get("/{model_id}")
     async def get_model(
