@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve import Application
 from starlette.types import ASGIApp
 
-from deployments.dedicated import build as build_dedicated
+from deployments.building import build_dedicated
 from mixpeek_ray.api.app import create_app
 from mixpeek_ray.catalog.catalog import get_catalog
 from mixpeek_ray.core.logs import get_logger

@@ -10,6 +10,7 @@ from mixpeek_ray.families.build import build_family
 from mixpeek_ray.families.describe import describe
 from mixpeek_ray.servables.base import Servable, ServableRef
 from mixpeek_ray.servables.families import family_servable
+from mixpeek_ray.servables.kinds import USE_A_PLUGIN, check_servable
 from mixpeek_ray.servables.onnx import OnnxServable
 from mixpeek_ray.servables.transformer import (
     ClassificationServable,
@@ -18,15 +19,8 @@ from mixpeek_ray.servables.transformer import (
     TransformerSource,
 )
 
-_PLUGIN = "load it in a plugin with load_namespace_model, which has the code that the archive lacks"
 # A classifier of one label is a reranker, unless its uploader says otherwise.
 _CLASSIFICATION = frozenset({"classification", "text-classification", "sequence-classification"})
-
-
-def check_servable(kind: ModelKind, name: str) -> None:
-    """Return if models of ``kind`` can answer requests from their archives alone. Raises ``NotServableError``."""
-    if kind is ModelKind.STATE_DICT:
-        raise NotServableError(f"Model {name!a} is a state dict, weights without an architecture: {_PLUGIN}.")
 
 
 def build_servable(opened: Any, ref: ServableRef) -> Servable:
@@ -66,5 +60,5 @@ def _build_text_model(source: TransformerSource, name: str, task_type: str | Non
     except InvalidWeightsError:
         raise
     except ValidationError as error:
-        raise NotServableError(f"{error.message} No endpoint computes it: {_PLUGIN}.") from None
+        raise NotServableError(f"{error.message} No endpoint computes it: {USE_A_PLUGIN}.") from None
     return family_servable(build_family(card, source))

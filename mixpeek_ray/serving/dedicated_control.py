@@ -21,7 +21,7 @@ from mixpeek_ray.registry.bootstrap import head_actor
 from mixpeek_ray.registry.calls import call
 from mixpeek_ray.registry.handles import RAY_NAMESPACE, find_registry
 from mixpeek_ray.servables.base import OwnApplication, ServableRef
-from mixpeek_ray.serving.dedicated_plan import Plan
+from mixpeek_ray.serving.dedicated_plan import Plan, own_applications
 from mixpeek_ray.serving.placement import DedicatedModels
 
 _log = get_logger(__name__)
@@ -50,6 +50,8 @@ class DedicatedApplications:
         self._build = build
         self._settings = get_settings()
         self._plan = Plan(grace_s=_GRACE_S)
+        # While no model wants an application and none can be left over, Serve is not asked, nor imported.
+        self._looks_at_serve = ray.get_runtime_context().was_current_actor_reconstructed
         self._lock = asyncio.Lock()
         self._next: asyncio.Task[None] | None = None
         self._keeping = asyncio.create_task(self._keep())
@@ -87,6 +89,8 @@ class DedicatedApplications:
 
     async def _reconcile(self) -> None:
         states = await self._deployed_states()
+        if not states and not self._looks_at_serve:
+            return
         models = DedicatedModels.of(states, self._settings.pool_limit)
         applications = await asyncio.to_thread(_applications)
         # Without any application there is no platform: Serve is down, or not up yet, and asking it to run something
@@ -94,6 +98,7 @@ class DedicatedApplications:
         if not applications:
             return
         change = self._plan.change(models, applications, time.monotonic())
+        self._looks_at_serve = bool(change.start or own_applications(applications))
         if change.start:
             await asyncio.to_thread(self._start, change.start)
         for name in change.delete:

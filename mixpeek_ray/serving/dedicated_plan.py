@@ -17,6 +17,11 @@ class Change:
     delete: tuple[str, ...] = ()
 
 
+def own_applications(applications: Collection[str]) -> frozenset[str]:
+    """Return the names of those applications that were made for models."""
+    return frozenset(name for name in applications if name.startswith(APPLICATION_PREFIX))
+
+
 class Plan:
     """Remembers since when an application is not wanted: its last users must have heard before it goes."""
 
@@ -30,7 +35,7 @@ class Plan:
 
         An application that is being deleted counts as running: it is started again once it is gone.
         """
-        unwanted = {name for name in applications if name.startswith(APPLICATION_PREFIX)} - models.kept
+        unwanted = own_applications(applications) - models.kept
         self._unwanted_since = {name: self._unwanted_since.get(name, now_s) for name in unwanted}
         return Change(
             start=tuple(ref for name, ref in models.deployed.items() if name not in applications),

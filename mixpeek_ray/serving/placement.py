@@ -10,7 +10,7 @@ from mixpeek_ray.core.errors import NotServableError
 from mixpeek_ray.core.placement import PoolLimit
 from mixpeek_ray.core.records import ArchiveContents, DeploymentStatus, ModelManifest, ModelState
 from mixpeek_ray.servables.base import OwnApplication, ServableRef
-from mixpeek_ray.servables.build import check_servable
+from mixpeek_ray.servables.kinds import check_servable
 
 # Of every application that the platform makes for a model; no other application is ever touched.
 APPLICATION_PREFIX = "model-"
