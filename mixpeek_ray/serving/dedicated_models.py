@@ -25,7 +25,7 @@ from mixpeek_ray.serving.replica_standing import Standing, Standings
 # A new replica answers 5-10 s after it was asked for: whoever waits longer is told why.
 _LOOK_S = 10.0
 # Serve makes an application in a second, and takes one of the same name away in a few.
-_PAUSE_S = 0.2
+_PAUSE_S, _SWAP_S = 0.2, 10.0
 # Each of those who wait for a replica holds its whole request in memory.
 _MAX_WAITING = 256
 # Room is made by people, or by replicas that nobody used for minutes.
@@ -117,13 +117,19 @@ class Application:
         Raises what the method raises, ``OverloadedError`` when too many wait, ``UnavailableError`` when no replica can
         be had in time, or the one that computes is lost.
         """
-        handle = await self._find()
-        try:
-            return await self._answer(getattr(handle, method).remote(*arguments))
-        except HANDLE_FAILURES as error:
-            if isinstance(error, DeploymentUnavailableError):
+        begun = time.monotonic()
+        while True:
+            handle = await self._find()
+            try:
+                return await self._answer(getattr(handle, method).remote(*arguments))
+            except DeploymentUnavailableError as error:
+                # It was taken away, and is started again where its model was deployed again: nothing was computed.
                 self._handle = None
-            raise platform_error(error, self._own.name) from None
+                if time.monotonic() - begun > _SWAP_S:
+                    raise platform_error(error, self._own.name) from None
+            except HANDLE_FAILURES as error:
+                raise platform_error(error, self._own.name) from None
+            await asyncio.sleep(_PAUSE_S)
 
     async def _find(self) -> Any:
         deadline = time.monotonic() + self._wait_s

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.exceptions import ActorUnavailableError, RayTaskError
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from waiting import until
 
 from mixpeek_ray.core.errors import (
@@ -64,13 +65,16 @@ class FakeHandle:
         self.responses: list[FakeResponse] = []
         self.calls: list[str] = []
 
+    def outcome(self, method: str) -> Any:
+        return self.outcomes[method]
+
     def __getattr__(self, method: str) -> Any:
         handle = self
 
         class Method:
             def remote(self, *_: Any) -> FakeResponse:
                 handle.calls.append(method)
-                handle.responses.append(FakeResponse(handle.outcomes[method]))
+                handle.responses.append(FakeResponse(handle.outcome(method)))
                 return handle.responses[-1]
 
         return Method()
@@ -217,6 +221,20 @@ def test_only_so_many_wait_for_a_first_replica(
         await asyncio.gather(*waiting, return_exceptions=True)
 
     asyncio.run(run())
+
+
+def test_an_application_that_comes_back_answers_who_met_its_end(
+    handle: FakeHandle, models: RemoteModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dedicated_models, "_PAUSE_S", 0.001)
+    gone = DeploymentUnavailableError(DeploymentID(name="model", app_name=OWN.name))
+    found: list[Any] = [gone, gone, {"result": GIVEN["given"]}]
+    monkeypatch.setattr(FakeHandle, "outcome", lambda self, method: SPEC if method == "describe" else found.pop(0))
+    asyncio.run(compute(models))
+    assert handle.calls == ["describe", "compute", "compute", "compute"]
+    monkeypatch.setattr(dedicated_models, "_SWAP_S", 0.0)
+    found[:] = [gone]
+    assert isinstance(asyncio.run(failure(RemoteModels(wait_s=0.05))), UnavailableError)
 
 
 def test_an_application_that_is_missing_is_asked_for(monkeypatch: pytest.MonkeyPatch, models: RemoteModels) -> None:
