@@ -34,6 +34,8 @@ _CLIENT_TIMEOUT_FACTOR = 4
 # A killed HAProxy is out for three missed checks and the 2 s that its manager takes to start.
 _PROXY_CHECK_PERIOD_S = 0.4
 _MAX_HAPROXY_THREADS = 4
+# What Serve calls in each of its processes to learn where spans go.
+TRACE_EXPORTER = "mixpeek_ray.serving.tracing:span_processors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,12 @@ def platform_environment(
         **join_environment(paths),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+    if settings.otlp_endpoint is not None:
+        environment |= {
+            "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": TRACE_EXPORTER,
+            "RAY_SERVE_TRACING_SAMPLING_RATIO": str(settings.trace_ratio),
+            "OTEL_SERVICE_NAME": inherited.get("OTEL_SERVICE_NAME", "mixpeek-ray"),
+        }
     if haproxy:
         environment |= _haproxy_environment(settings, paths, ports)
     return environment

@@ -92,6 +92,16 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds between two reports of a replica's figures: what it loses of them if it is killed.",
     )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="URL that traces of requests are sent to by OTLP over HTTP, such as `http://collector:4318/v1/traces`.",
+    )
+    trace_ratio: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Share of requests that are traced, of those whose caller does not say (`traceparent`).",
+    )
     idle_timeout_s: float = Field(
         default=30.0, gt=0, description="Seconds a client may send nothing in the middle of a request."
     )

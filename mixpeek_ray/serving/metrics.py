@@ -10,6 +10,7 @@ from ray.util import metrics
 from mixpeek_ray.analytics.recorder import TrafficRecorder
 from mixpeek_ray.analytics.records import OTHER, UNKNOWN, TrafficKey
 from mixpeek_ray.batching.observer import Batch, Request
+from mixpeek_ray.serving.tracing import annotate
 
 # Seconds: from a small model's fastest answer to where callers give up, each border twice the last.
 _LATENCIES_S = [0.001 * 2**power for power in range(15)]
@@ -79,7 +80,8 @@ class ReplicaObserver:
             metric.set_default_tags({"application": application})
 
     def answered(self, request: Request) -> None:
-        """Count a request."""
+        """Count a request, and describe it on its trace."""
+        annotate(request)
         is_shadow = request.is_shadow
         key = TrafficKey.of(
             request.organization_id, request.model, request.status, request.error_code, is_shadow=is_shadow

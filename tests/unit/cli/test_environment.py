@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import socket
 import subprocess
@@ -103,3 +105,10 @@ def test_files_named_from_where_the_user_stands_are_found_by_workers(
     assert built["MIXPEEK_MODELS_DIR"] == str(tmp_path / "models")
     assert built["MIXPEEK_MODEL_CATALOG"] == str(tmp_path / "models.yaml")
     assert "MIXPEEK_MODELS_DIR" not in build(paths)
+
+
+def test_serve_can_import_what_traces_are_sent_with() -> None:
+    module, name = environment.TRACE_EXPORTER.split(":")
+    assert inspect.isfunction(exporter := getattr(importlib.import_module(module), name))
+    # Serve takes no other.
+    assert not inspect.signature(exporter).parameters
