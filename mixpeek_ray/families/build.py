@@ -28,7 +28,7 @@ def build_family(card: ModelCard, source: WeightsSource) -> AnyFamily:
     try:
         return _built(card, source)
     except RuntimeError:
-        # Every family computes an empty text when it is built: torch says here that shapes do not fit each other.
+        # What is computed when a family is built says here that shapes do not fit each other.
         raise InvalidWeightsError(
             f"The tensors of {card.name!a} do not fit each other: they do not match the model's config.json."
         ) from None

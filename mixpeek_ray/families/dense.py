@@ -13,6 +13,7 @@ from mixpeek_ray.catalog.cards import DenseOptions, ModelCard, Pooling
 from mixpeek_ray.core.errors import InvalidCatalogError, ValidationError
 from mixpeek_ray.families.base import FloatArray, Item, Role, TextInput, Truncate
 from mixpeek_ray.families.networks.base import TokenBatch, build_batch
+from mixpeek_ray.families.networks.bert import BertEncoder
 from mixpeek_ray.families.networks.build import build_network
 from mixpeek_ray.families.prompts import Prompt, prompt_for
 from mixpeek_ray.families.shared_tokens import shared_tokenizer
@@ -34,12 +35,19 @@ class DenseFamily:
         self.card, self._options = card, options
         self._network = build_network(card, source)
         self._tokenizer = shared_tokenizer(source)
-        width = self.core(self.pre([""], role=Role.DOCUMENT, truncate=Truncate.END)).shape[1]
+        width = self._width()
         if width != options.dimensions:
             raise InvalidCatalogError(
                 f"Model {card.name!a}, field 'dimensions': the weights make vectors of {width}, "
                 f"not of {options.dimensions}."
             )
+
+    def _width(self) -> int:
+        """Return the size of the vectors."""
+        if isinstance(self._network, BertEncoder):
+            # A forward pass reads all weights, which for a large model takes as long as the first request itself.
+            return self._network.width
+        return int(self.core(self.pre([""], role=Role.DOCUMENT, truncate=Truncate.END)).shape[1])
 
     def pre(
         self,

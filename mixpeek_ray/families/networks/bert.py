@@ -87,12 +87,28 @@ class BertEncoder:
         self._positions = tensors.encoder("embeddings.position_embeddings.weight")
         self._types = tensors.encoder("embeddings.token_type_embeddings.weight")
         self._norm = self.norm(tensors.prefix + "embeddings.LayerNorm")
+        for table in ("word", "position", "token_type"):
+            name = f"{tensors.prefix}embeddings.{table}_embeddings.weight"
+            self._check_shape(name, self._rows(name), self.width)
+        self._check_shape(f"{tensors.prefix}embeddings.LayerNorm.weight", self.width)
+        self._check_shape(f"{tensors.prefix}embeddings.LayerNorm.bias", self.width)
+        heads = _size(config, "num_attention_heads")
+        if self.width % heads:
+            raise InvalidWeightsError(
+                f"Hidden states of {self.width} cannot be divided among {heads} heads: the weights do not match the "
+                "model's config.json."
+            )
         self._packed = self._packs()
         layers = [self._layer(index) for index in range(_size(config, "num_hidden_layers"))]
-        self._layers = BertLayers(layers, heads=_size(config, "num_attention_heads"), dtype=dtype)
+        self._layers = BertLayers(layers, heads=heads, dtype=dtype)
         padding = config.get("pad_token_id", 1)
         behind_padding = _MODEL_TYPES[config["model_type"]] and isinstance(padding, int)
         self._first_position = padding + 1 if behind_padding else 0
+
+    @property
+    def width(self) -> int:
+        """The size of a hidden state."""
+        return int(self._words.shape[-1])
 
     @property
     def max_tokens(self) -> int:
@@ -129,16 +145,41 @@ class BertEncoder:
 
     def _layer(self, index: int) -> BertLayer:
         inside = f"{self._tensors.prefix}encoder.layer.{index}."
+        names = {
+            "query": "attention.self.query",
+            "key": "attention.self.key",
+            "value": "attention.self.value",
+            "attended": "attention.output.dense",
+            "up": "intermediate.dense",
+            "down": "output.dense",
+        }
+        inner = self._rows(f"{inside}{names['up']}.weight")
+        rows, columns = {"up": inner}, {"down": inner}
+        for part, name in names.items():
+            out = rows.get(part, self.width)
+            self._check_shape(f"{inside}{name}.weight", out, columns.get(part, self.width))
+            self._check_shape(f"{inside}{name}.bias", out)
+        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+            self._check_shape(f"{inside}{name}.weight", self.width)
+            self._check_shape(f"{inside}{name}.bias", self.width)
         return BertLayer(
-            query=self.linear(inside + "attention.self.query"),
-            key=self.linear(inside + "attention.self.key"),
-            value=self.linear(inside + "attention.self.value"),
-            attended=self.linear(inside + "attention.output.dense"),
+            **{part: self.linear(inside + name) for part, name in names.items()},
             attended_norm=self.norm(inside + "attention.output.LayerNorm"),
-            up=self.linear(inside + "intermediate.dense"),
-            down=self.linear(inside + "output.dense"),
             down_norm=self.norm(inside + "output.LayerNorm"),
         )
+
+    def _rows(self, name: str) -> int:
+        shape = self._tensors.head(name).shape
+        return int(shape[0]) if shape else 0
+
+    def _check_shape(self, name: str, *expected: int) -> None:
+        """Raise ``InvalidWeightsError`` unless the tensor fits the others: no model is tried when it is built."""
+        found = tuple(self._tensors.head(name).shape)
+        if found != expected:
+            raise InvalidWeightsError(
+                f"The tensor {name!r} has the shape {list(found)}, and the others need {list(expected)}: they do not "
+                "match the model's config.json."
+            )
 
 
 def _size(config: Mapping[str, Any], name: str) -> int:

@@ -267,9 +267,22 @@ def test_a_config_without_a_size_is_refused(folder, card, tmp_path, field, backe
 
 
 @pytest.mark.parametrize("backend", ["auto", "transformers"])
-def test_tensors_that_do_not_fit_are_refused(folder, card, backend):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "embeddings.word_embeddings.weight",
+        "embeddings.position_embeddings.weight",
+        "embeddings.LayerNorm.bias",
+        "encoder.layer.0.attention.self.key.weight",
+        "encoder.layer.0.attention.self.key.bias",
+        "encoder.layer.1.intermediate.dense.weight",
+        "encoder.layer.1.output.dense.weight",
+        "encoder.layer.1.output.LayerNorm.weight",
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(folder, card, backend, name):
     state_dict = dict(DirectoryWeights(path=folder).state_dict)
-    state_dict["encoder.layer.1.output.dense.weight"] = torch.zeros(7, 5)
+    state_dict[name] = torch.zeros([7, 5][: state_dict[name].dim()])
     with pytest.raises(InvalidWeightsError, match=r"config\.json|save_pretrained"):
         build_family(card("dense", dimensions=32, pooling="mean", backend=backend), Loaded(folder, state_dict))
 
