@@ -34,6 +34,7 @@ class Load:
 
     requests_per_s: float
     median_latency_s: float
+    p99_latency_s: float
     # Of one core: near 1, the generator is what was measured.
     generator_cpu: float
 
@@ -105,10 +106,11 @@ async def _run(port: int, request: bytes, expected: bytes, *, connections: int, 
     clients = [(await loop.create_connection(connect, "127.0.0.1", port))[1] for _ in range(connections)]
     await asyncio.gather(*(client.ended for client in clients))
     elapsed = time.perf_counter() - start
-    latencies = [latency for client in clients for latency in client.latencies_s]
+    latencies = sorted(latency for client in clients for latency in client.latencies_s)
     return Load(
         requests_per_s=len(latencies) / elapsed,
         median_latency_s=median(latencies),
+        p99_latency_s=latencies[len(latencies) * 99 // 100],
         generator_cpu=(_cpu_s() - cpu_before) / elapsed,
     )
 

@@ -51,9 +51,8 @@ class Endpoint:
         return generate(
             Order(
                 port=self.port,
-                path=self.protocol.path,
                 headers=self.headers,
-                bodies=[json.dumps(self.protocol.ask(text)) for text in texts],
+                calls=[(self.protocol.path, json.dumps(self.protocol.ask(text))) for text in texts],
                 connections=connections,
                 warm_up_s=warm_up_s,
                 seconds=seconds,

@@ -35,11 +35,10 @@ class Order:
     """What a generator is to do."""
 
     port: int
-    path: str
     # Names and values.
     headers: Sequence[tuple[str, str]]
-    # JSON documents, sent in turn by all connections together.
-    bodies: Sequence[str]
+    # Paths and JSON documents, sent in turn by all connections together.
+    calls: Sequence[tuple[str, str]]
     connections: int
     # Before anything counts.
     warm_up_s: float
@@ -171,17 +170,17 @@ async def _keep_connected(order: Order, requests: Iterator[bytes], window: _Wind
 
 
 async def _run(order: Order) -> Load:
-    requests = itertools.cycle([_request(order, body) for body in order.bodies])
+    requests = itertools.cycle([_request(order, path, body) for path, body in order.calls])
     cpu_before_s, window = _cpu_s(), _Window(order)
     await asyncio.gather(*(_keep_connected(order, requests, window) for _ in range(order.connections)))
     cpu = (_cpu_s() - cpu_before_s) / (time.perf_counter() - window.start_s)
     return window.summary(generator_cpu=cpu)
 
 
-def _request(order: Order, body: str) -> bytes:
+def _request(order: Order, path: str, body: str) -> bytes:
     content = body.encode()
     lines = [
-        f"POST {order.path} HTTP/1.1",
+        f"POST {path} HTTP/1.1",
         f"Host: 127.0.0.1:{order.port}",
         "Content-Type: application/json",
         f"Content-Length: {len(content)}",

@@ -28,7 +28,7 @@ _ENTRY = {
     "max_tokens": 256,
     "pooling": "mean",
 }
-_PROTOCOL = Protocol(
+PROTOCOL = Protocol(
     path="/v1/embeddings",
     ask=lambda text: {"model": MODEL_NAME, "input": text},
     vector=lambda answer: answer["data"][0]["embedding"],
@@ -52,4 +52,4 @@ def running(folder: Path, catalog: Path) -> Iterator[Endpoint]:
     """Run a platform, its home in ``folder``, until the block is left."""
     with behind_haproxy(folder, MIXPEEK_MODEL_CATALOG=str(catalog), MIXPEEK_WARM_MODELS=MODEL_NAME) as platform:
         headers = [("Authorization", platform.authorization)]
-        yield Endpoint(name=NAME, port=platform.port, protocol=_PROTOCOL, headers=headers)
+        yield Endpoint(name=NAME, port=platform.port, protocol=PROTOCOL, headers=headers)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ _START_TIMEOUT_S = 120
 _STOP_TIMEOUT_S = 30
 _POLL_S = 0.2
 _MODEL_NAME = "minilm"
+LOG = "log"
 # One thread for every server's model; no telemetry, nothing from the network.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -93,22 +94,32 @@ class Peer:
         folder.mkdir()
         commands = environment(self.environment) if self.environment else Path(sys.executable).parent
         place = Place(commands=commands, folder=folder, model=model, port=free_port())
-        # Ray's and this platform's variables must not reach another cluster.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MIXPEEK_"))}
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                self.command(place),
-                cwd=folder,
-                env=inherited | _ENVIRONMENT | {MODEL_VARIABLE: str(model)} | dict(self.variables),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
+        variables = {MODEL_VARIABLE: str(model), **dict(self.variables)}
+        with running_process(self.command(place), folder, variables) as process:
             endpoint = Endpoint(name=self.name, port=place.port, protocol=self.protocol)
-            yield Started(endpoint=endpoint, process=process, log=folder / "log")
-        finally:
-            _stop(process)
+            yield Started(endpoint=endpoint, process=process, log=folder / LOG)
+
+
+@contextmanager
+def running_process(
+    command: Sequence[str | Path], folder: Path, variables: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a peer's server in ``folder``, its output in the file ``LOG`` there, until the block is left."""
+    # Ray's and this platform's variables must not reach another cluster.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MIXPEEK_"))}
+    with (folder / LOG).open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=inherited | _ENVIRONMENT | dict(variables),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        _stop(process)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,1 @@
+"""Deployed custom models at their endpoints: `python -m benchmarks.pool`."""
