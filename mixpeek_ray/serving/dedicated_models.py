@@ -80,7 +80,9 @@ class RemoteModels:
 
     def forget(self, ref: ServableRef) -> None:
         """Let go of a model; whoever waits for its answer still gets it."""
-        self._applications.pop(ref, None)
+        application = self._applications.pop(ref, None)
+        if application is not None:
+            application.let_go()
 
 
 class Application:
@@ -96,6 +98,7 @@ class Application:
         self._wait_s = wait_s
         self._waiting = 0
         self._handle: Any = None
+        self._closing: set[asyncio.Future[None]] = set()
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -124,18 +127,29 @@ class Application:
                 return await self._answer(getattr(handle, method).remote(*arguments))
             except DeploymentUnavailableError as error:
                 # It was taken away, and is started again where its model was deployed again: nothing was computed.
-                self._handle = None
+                self.let_go()
                 if time.monotonic() - begun > _SWAP_S:
                     raise platform_error(error, self._own.name) from None
             except HANDLE_FAILURES as error:
                 raise platform_error(error, self._own.name) from None
             await asyncio.sleep(_PAUSE_S)
 
+    def let_go(self) -> None:
+        """Forget the handle; calls that were made with it are answered."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            # Else it reports to Serve's controller for as long as this process lives.
+            closing = asyncio.ensure_future(handle.shutdown_async())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
     async def _find(self) -> Any:
         deadline = time.monotonic() + self._wait_s
         while self._handle is None:
             try:
-                self._handle = await asyncio.to_thread(serve.get_app_handle, self._own.name)
+                found = await asyncio.to_thread(serve.get_app_handle, self._own.name)
+                # Others may have looked at the same time.
+                self._handle = self._handle or found
             except RayServeException:
                 if time.monotonic() > deadline:
                     raise UnavailableError(

@@ -64,6 +64,10 @@ class FakeHandle:
         self.outcomes: dict[str, Any] = {"describe": SPEC, "compute": {"result": GIVEN["given"]}}
         self.responses: list[FakeResponse] = []
         self.calls: list[str] = []
+        self.is_closed = False
+
+    async def shutdown_async(self) -> None:
+        self.is_closed = True
 
     def outcome(self, method: str) -> Any:
         return self.outcomes[method]
@@ -123,12 +127,22 @@ def test_what_it_takes_is_asked_once(handle: FakeHandle, models: RemoteModels) -
     async def run() -> None:
         await asyncio.gather(*(compute(models) for _ in range(5)))
         await compute(models)
+        assert sorted(handle.calls) == ["compute"] * 6 + ["describe"]
 
     asyncio.run(run())
-    assert sorted(handle.calls) == ["compute"] * 6 + ["describe"]
-    assert models.known() == (REF,)
-    models.forget(REF)
-    assert models.known() == ()
+
+
+def test_a_model_that_is_forgotten_leaves_nothing_behind(handle: FakeHandle, models: RemoteModels) -> None:
+    async def run() -> None:
+        await compute(models)
+        assert models.known() == (REF,)
+        models.forget(REF)
+        assert models.known() == ()
+        await until(lambda: handle.is_closed)
+        # It may come back.
+        await compute(models)
+
+    asyncio.run(run())
 
 
 def test_inputs_that_do_not_fit_go_nowhere(handle: FakeHandle, models: RemoteModels) -> None:
