@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("load", "formats", "upload", "deploy", "big_archive", "ingress")
+BENCHMARKS = ("load", "formats", "upload", "deploy", "big_archive", "ingress", "deploy_cycles")
 
 
 def main() -> None:
