@@ -15,7 +15,7 @@ from mixpeek_ray.formats.base import Companion
 from mixpeek_ray.formats.huggingface_files import CONFIG, ModelDirectory
 from mixpeek_ray.formats.huggingface_modules import ModelModule, inside, list_modules
 from mixpeek_ray.formats.member_paths import parse_path
-from mixpeek_ray.loading.node_files import node_folder
+from mixpeek_ray.loading.node_files import NodeFolder, node_folder
 from mixpeek_ray.loading.sentence_modules import load_sentence_model
 from mixpeek_ray.loading.transformers_model import LOCAL, build_model, named_class, read_config
 
@@ -33,12 +33,13 @@ _PREPROCESSING_FILES = (
 class HuggingFaceModel:
     """A model directory: its weights as private views of the node's copy, its small files on this node's disk."""
 
-    def __init__(self, state_dict: OrderedDict[str, torch.Tensor], path: Path) -> None:
+    def __init__(self, state_dict: OrderedDict[str, torch.Tensor], folder: NodeFolder) -> None:
         # Tensors by name; those of a module in a folder of its own begin with it: ``2_Dense/linear.weight``.
         self.state_dict = state_dict
         # Settings and vocabularies without the weights, as from_pretrained of tokenizers and processors reads them.
-        # All workers of the node read the same files.
-        self.path = path
+        # All workers of the node read the same files, which stay for as long as this object lives.
+        self.path = folder.path
+        self._folder = folder
 
     @cached_property
     def config(self) -> PreTrainedConfig:

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,22 +20,32 @@ _UNUSED_S = 900.0
 # The folder inside each entry; a sibling of it is the lock, so that the files are the model's and nothing else.
 _FILES = "files"
 
-# Held until this process ends: the lock of every folder that was handed out, by the folder.
-_held: dict[Path, int] = {}
+
+class NodeFolder:
+    """A folder of files that stays as it is for as long as this object lives."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        weakref.finalize(self, _release, lock)
 
 
-def node_folder(key: str, build: Callable[[Path], None]) -> Path:
+# What users in this process hold: one lock for all of them, by the entry.
+_held: weakref.WeakValueDictionary[Path, NodeFolder] = weakref.WeakValueDictionary()
+
+
+def node_folder(key: str, build: Callable[[Path], None]) -> NodeFolder:
     """Return the node's folder for ``key``, filled by ``build`` where it is not there yet.
 
     Of all processes of the node one builds and the others wait; a build that fails or dies leaves nothing, and the
-    next caller builds again. The folder stays as it is for the life of this process. ``key``: a plain file name that
-    changes whenever the content would (a hash, with what else it depends on). Raises what ``build`` raises.
+    next caller builds again. ``key``: a plain file name that changes whenever the content would (a hash, with what else
+    it depends on). Raises what ``build`` raises.
     """
     parent = node_folder_of(get_settings(), "models")
     entry = parent / key
     files = entry / _FILES
-    if entry in _held:
-        return files
+    held = _held.get(entry)
+    if held is not None:
+        return held
     while True:
         entry.mkdir(mode=0o700, exist_ok=True)
         try:
@@ -49,12 +60,21 @@ def node_folder(key: str, build: Callable[[Path], None]) -> Path:
             fcntl.flock(lock, fcntl.LOCK_SH)
             if _is_there(entry, lock) and files.exists():
                 os.utime(entry)
-                _held[entry] = lock
                 _sweep(parent)
-                return files
+                _held[entry] = folder = NodeFolder(files, lock)
+                return folder
         except BaseException:
             os.close(lock)
             raise
+        os.close(lock)
+
+
+def _release(lock: int) -> None:
+    """Let the folder be swept, some time from now."""
+    try:
+        with suppress(OSError):
+            os.utime(lock)
+    finally:
         os.close(lock)
 
 

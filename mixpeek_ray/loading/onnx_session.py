@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -36,7 +37,7 @@ from mixpeek_ray.formats.onnx_files import (
     session_errors,
 )
 from mixpeek_ray.formats.packed import WeightIndex
-from mixpeek_ray.loading.node_files import node_folder
+from mixpeek_ray.loading.node_files import NodeFolder, node_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -48,6 +49,8 @@ _PREPARE_S = 60.0
 _PREPARE_S_PER_GIB = 240.0
 # Changes when the files of a prepared model do.
 _FILES_VERSION = "1"
+# What open sessions map: the next one of the node finds the same files for as long as one of them is open.
+_folders: weakref.WeakKeyDictionary[Any, NodeFolder] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,8 @@ def open_onnx(
         threads=settings.onnx_intra_op_threads if threads is None else threads,
         optimize=chosen == _CPU,
     )
-    folder = node_folder(_node_key(key, chosen), lambda partial: _prepare(job, partial))
+    held = node_folder(_node_key(key, chosen), lambda partial: _prepare(job, partial))
+    folder = held.path
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job.threads
     model = optimized_model(folder)
@@ -103,6 +107,7 @@ def open_onnx(
         session = onnxruntime.InferenceSession(str(model), options, providers=list(chosen))
     except session_errors() as error:
         raise refusal(error, folder) from error
+    _folders[session] = held
     _return_freed_memory()
     return session
 

@@ -106,14 +106,14 @@ class Runner:
                 self._changed.wait_for(lambda: self._closed or self._queue)
                 if self._closed:
                     return
-                batch = self._take()
+                batch, waiting = self._take(), len(self._queue)
             started_s = time.perf_counter()
             outcome = self._outcome(batch)
             self._loop.call_soon_threadsafe(outcome)
             # The answers are on their way already.
-            self._observe(batch, started_s)
+            self._observe(batch, started_s, waiting)
 
-    def _observe(self, batch: Sequence[Part[_Request]], started_s: float) -> None:
+    def _observe(self, batch: Sequence[Part[_Request]], started_s: float, waiting: int) -> None:
         arrived_s = min((part.work.arrived_s for part in batch if part.start == 0), default=started_s)
         self._observer.computed(
             Batch(
@@ -122,7 +122,7 @@ class Runner:
                 # Servables take arrays: how many tokens they make of a text is their own affair.
                 tokens=0,
                 waited_s=started_s - arrived_s,
-                waiting=len(self._queue),
+                waiting=waiting,
             )
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import BartConfig, BartForConditionalGeneration, BertConfig
 
 from mixpeek_ray.core.records import ModelKind
 from mixpeek_ray.loading.huggingface import HuggingFaceModel
+from mixpeek_ray.loading.node_files import NodeFolder
 from mixpeek_ray.servables.base import Servable, ServableRef
 from mixpeek_ray.servables.build import build_servable
 
@@ -29,7 +31,9 @@ def ref(kind: ModelKind, *, name: str = "tiny", task_type: str | None = None, co
 
 def served(folder: Path, task_type: str | None = None) -> Servable:
     """Return the servable of a Hugging Face directory."""
-    opened = HuggingFaceModel(OrderedDict(load_file(folder / "model.safetensors")), folder)
+    opened = HuggingFaceModel(
+        OrderedDict(load_file(folder / "model.safetensors")), NodeFolder(folder, os.open(folder, os.O_RDONLY))
+    )
     return build_servable(opened, ref(ModelKind.HUGGINGFACE, task_type=task_type))
 
 

@@ -22,7 +22,8 @@ def build(folder):
     print("built", flush=True)
     (folder / "file").write_text("whole")
 
-print((node_folder(sys.argv[1], build) / "file").read_text(), flush=True)
+held = node_folder(sys.argv[1], build)
+print((held.path / "file").read_text(), flush=True)
 sys.stdin.read()
 """
 
@@ -48,9 +49,11 @@ def make_old(entry: Path) -> None:
 
 
 def test_a_folder_is_built_once_in_a_process(spool: Path) -> None:
-    assert (node_folder("a", write("first")) / "file").read_text() == "first"
-    assert (node_folder("a", write("second")) / "file").read_text() == "first"
-    assert (node_folder("b", write("second")) / "file").read_text() == "second"
+    held = node_folder("a", write("first"))
+    assert (held.path / "file").read_text() == "first"
+    assert node_folder("a", write("second")) is held
+    assert (node_folder("a", write("second")).path / "file").read_text() == "first"
+    assert (node_folder("b", write("second")).path / "file").read_text() == "second"
 
 
 def test_of_many_processes_one_builds(spool: Path) -> None:
@@ -68,14 +71,31 @@ def test_a_failed_build_leaves_nothing_and_the_next_caller_builds(spool: Path) -
     with pytest.raises(ValueError, match="no"):
         node_folder("fails", fail)
     assert not list((spool / "fails").iterdir())
-    assert (node_folder("fails", write("whole")) / "file").read_text() == "whole"
+    assert (node_folder("fails", write("whole")).path / "file").read_text() == "whole"
 
 
 def test_what_a_killed_builder_left_is_not_taken_for_the_files(spool: Path) -> None:
     (spool / "killed" / "partial-x").mkdir(parents=True)
     (spool / "killed" / "partial-x" / "file").write_text("half")
-    assert (node_folder("killed", write("whole")) / "file").read_text() == "whole"
+    assert (node_folder("killed", write("whole")).path / "file").read_text() == "whole"
     assert [entry.name for entry in (spool / "killed").iterdir()] == ["files"]
+
+
+def test_a_folder_is_let_go_with_its_last_user(spool: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    held = node_folder("first", write("x"))
+    also_held = node_folder("first", write("y"))
+    del held
+    make_old(spool / "first")
+    node_folder("second", write("x"))
+    assert (also_held.path / "file").read_text() == "x"
+    del also_held
+    assert len(os.listdir("/proc/self/fd")) == before
+    node_folder("third", write("x"))
+    assert (spool / "first").exists(), "it was used a moment ago"
+    make_old(spool / "first")
+    node_folder("fourth", write("x"))
+    assert not (spool / "first").exists()
 
 
 def test_folders_in_use_stay_and_abandoned_ones_go(spool: Path) -> None:
