@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, Header, Path, Request, Security
+from fastapi import Depends, Header, Path, Security
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
+from starlette.requests import Request
 
 from mixpeek_ray.api.access import is_plausible_id
 from mixpeek_ray.api.context import context_of
@@ -32,10 +33,15 @@ class _ApiKey(SecurityBase):
         self.scheme_name = "HTTPBearer"
 
     async def __call__(self, request: Request) -> Principal:
-        principal = context_of(request.scope).principal
-        if principal is None:
-            raise AuthenticationError("Send an API key with the request: Authorization: Bearer sk_...")
-        return principal
+        return principal_of(request)
+
+
+def principal_of(request: Request) -> Principal:
+    """Return who sent a request that passed the middleware. Raises ``AuthenticationError`` for an anonymous one."""
+    principal = context_of(request.scope).principal
+    if principal is None:
+        raise AuthenticationError("Send an API key with the request: Authorization: Bearer sk_...")
+    return principal
 
 
 async def _namespace_id(namespace_id: Annotated[str, Path(description="The namespace's id, ns_...")]) -> str:

@@ -8,8 +8,8 @@ from types import TracebackType
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-# Most answers are there sooner, and are spared the task that watches (30 us).
-_WATCH_AFTER_S = 0.1
+# Most answers are there sooner, even of a replica at its limit, and are spared the task that watches (30-50 us).
+_WATCH_AFTER_S = 0.5
 
 
 class WhileConnected:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from http import HTTPStatus
 
-from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -53,7 +53,7 @@ def error_response(scope: Scope, error: MixpeekError, headers: dict[str, str] | 
     return Response(content, error.status, answer_headers, media_type="application/json")
 
 
-def install_error_handlers(app: FastAPI) -> None:
+def install_error_handlers(app: Starlette) -> None:
     """Make ``app`` answer its own, the framework's and unforeseen errors with the envelope."""
 
     async def answer_platform_error(request: Request, error: Exception) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.types import ASGIApp
 
-from mixpeek_ray.api.assembly import behind_middleware, build_framework_app
+from mixpeek_ray.api.assembly import behind_middleware, build_direct_app
 from mixpeek_ray.api.inference_ports import TextInference
 from mixpeek_ray.api.middleware.authentication import Authenticator
 from mixpeek_ray.api.routes.embeddings import build_embeddings_router
@@ -20,6 +20,6 @@ def build_inference_routers(inference: TextInference) -> tuple[APIRouter, ...]:
 
 def create_inference_app(authenticator: Authenticator, inference: TextInference, settings: Settings) -> ASGIApp:
     """Return the HTTP application over ``inference``; the gateway describes its routes in ``/openapi.json``."""
-    app = build_framework_app(build_inference_routers(inference), is_documented=False)
+    app = build_direct_app(build_inference_routers(inference))
     # None of its routes takes an archive.
     return behind_middleware(app, authenticator, settings, max_upload_bytes=0)

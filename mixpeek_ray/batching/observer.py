@@ -43,7 +43,7 @@ class Batch:
     model: str
     items: int
     tokens: int
-    # How long its longest-waiting request had waited for its first turn, and how many requests wait now.
+    # How long its longest-waiting request had waited for its first turn, and how many requests were left.
     waited_s: float
     waiting: int
 

@@ -130,14 +130,14 @@ class BatchRunner(Generic[ItemT, ResultT]):
                 self._changed.wait_for(lambda: self._closed or len(self._queue))
                 if self._closed:
                     return
-                batch = self._queue.take(self._batch_tokens())
+                batch, waiting = self._queue.take(self._batch_tokens()), len(self._queue)
             started_s = time.perf_counter()
             outcome = self._compute(batch)
             self._loop.call_soon_threadsafe(outcome)
             # The answers are on their way already.
-            self._observe(batch, started_s)
+            self._observe(batch, started_s, waiting)
 
-    def _observe(self, batch: list[Slot[_Request[ItemT, ResultT]]], started_s: float) -> None:
+    def _observe(self, batch: list[Slot[_Request[ItemT, ResultT]]], started_s: float, waiting: int) -> None:
         arrived_s = min((slot.request.arrived_s for slot in batch if slot.position == 0), default=started_s)
         self._observer.computed(
             Batch(
@@ -145,7 +145,7 @@ class BatchRunner(Generic[ItemT, ResultT]):
                 items=len(batch),
                 tokens=sum(slot.request.items[slot.position].length for slot in batch),
                 waited_s=started_s - arrived_s,
-                waiting=len(self._queue),
+                waiting=waiting,
             )
         )
 
