@@ -67,5 +67,5 @@ def create_app(
         *build_predict_routers(ServedElsewhere()),
         build_oip_server_router(),
     ]
-    app = build_framework_app(routers, is_documented=True)
+    app = build_framework_app(routers)
     return behind_middleware(app, platform, settings, max_upload_bytes=max_upload_bytes)

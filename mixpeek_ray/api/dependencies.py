@@ -44,11 +44,32 @@ def principal_of(request: Request) -> Principal:
     return principal
 
 
-async def _namespace_id(namespace_id: Annotated[str, Path(description="The namespace's id, ns_...")]) -> str:
+NamespacePath = Annotated[str, Path(description="The namespace's id, ns_...")]
+ReferencePath = Annotated[str, Path(description="A model's id, or `{name}@{alias}`, such as my-model@production.")]
+
+
+def plausible_namespace(namespace_id: str) -> str:
+    """Return ``namespace_id``. Raises ``NamespaceNotFoundError`` for what cannot be one."""
     # What cannot be an id is in no registry: no need to ask it, nor to carry the text any further.
     if not is_plausible_id(namespace_id):
         raise NamespaceNotFoundError("There is no such namespace in your organization.")
     return namespace_id
+
+
+def plausible_model(model_id: str) -> str:
+    """Return ``model_id``. Raises ``ModelNotFoundError`` for what cannot be one."""
+    if not is_plausible_id(model_id):
+        raise ModelNotFoundError("There is no such model in the namespace.")
+    return model_id
+
+
+def model_reference(namespace_id: str, reference: str) -> str | AliasRef:
+    """Return which model or alias is meant. Raises ``ModelNotFoundError`` for what cannot name one."""
+    return parse_reference(namespace_id, reference) or plausible_model(reference)
+
+
+async def _namespace_id(namespace_id: NamespacePath) -> str:
+    return plausible_namespace(namespace_id)
 
 
 async def _upload_ref(request: Request, upload_id: Annotated[str, Path(description="The upload's id.")]) -> UploadRef:
@@ -69,9 +90,7 @@ async def _named_namespace(request: Request) -> str | None:
     return named
 
 
-async def document_namespace_path(
-    namespace_id: Annotated[str, Path(description="The namespace's id, ns_...")],
-) -> None:
+async def document_namespace_path(namespace_id: NamespacePath) -> None:
     """Show in the API's documentation that a router's prefix has a namespace."""
 
 
@@ -82,16 +101,13 @@ async def document_namespace_header(
 
 
 async def _model_id(model_id: Annotated[str, Path(description="The model's id, such as my-model_1_0_0.")]) -> str:
-    if not is_plausible_id(model_id):
-        raise ModelNotFoundError("There is no such model in the namespace.")
-    return model_id
+    return plausible_model(model_id)
 
 
 async def _model_reference(
-    namespace_id: Annotated[str, Depends(_namespace_id)],
-    model_id: Annotated[str, Path(description="A model's id, or `{name}@{alias}`, such as my-model@production.")],
+    namespace_id: Annotated[str, Depends(_namespace_id)], model_id: ReferencePath
 ) -> str | AliasRef:
-    return parse_reference(namespace_id, model_id) or await _model_id(model_id)
+    return model_reference(namespace_id, model_id)
 
 
 CurrentPrincipal = Annotated[Principal, Security(_ApiKey())]

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import APIRouter
 from starlette.types import ASGIApp
 
-from mixpeek_ray.api.assembly import behind_middleware, build_framework_app
+from mixpeek_ray.api.assembly import behind_middleware, build_direct_app
 from mixpeek_ray.api.middleware.authentication import Authenticator
 from mixpeek_ray.api.oip_errors import OipErrors
 from mixpeek_ray.api.predict_ports import DescribedModel, ModelServing, NamedModel, ServedModel
@@ -25,7 +25,7 @@ def build_predict_routers(serving: ModelServing) -> tuple[APIRouter, ...]:
 
 def create_predict_app(authenticator: Authenticator, serving: ModelServing, settings: Settings) -> ASGIApp:
     """Return the HTTP application over ``serving``; the gateway describes its routes in ``/openapi.json``."""
-    app = build_framework_app(build_predict_routers(serving), is_documented=False)
+    app = build_direct_app(build_predict_routers(serving))
     # None of its routes takes an archive.
     return OipErrors(behind_middleware(app, authenticator, settings, max_upload_bytes=0), prefix=OIP_MODELS)
 

@@ -53,10 +53,9 @@ def node_folder(key: str, build: Callable[[Path], None]) -> NodeFolder:
         except FileNotFoundError:
             continue  # swept since
         try:
-            if not files.exists():
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if _is_there(entry, lock) and not files.exists():
+            if not files.exists() and _is_mine_to_fill(entry, lock):
                 _fill(entry, build)
+            # Waits for whoever fills it; to wait for the exclusive lock would be to wait for all who use it, too.
             fcntl.flock(lock, fcntl.LOCK_SH)
             if _is_there(entry, lock) and files.exists():
                 os.utime(entry)
@@ -88,6 +87,14 @@ def _fill(entry: Path, build: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _is_mine_to_fill(entry: Path, lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return _is_there(entry, lock) and not (entry / _FILES).exists()
 
 
 def _is_there(entry: Path, lock: int) -> bool:

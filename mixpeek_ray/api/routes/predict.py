@@ -5,7 +5,13 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from mixpeek_ray.api.dependencies import CurrentPrincipal, ModelReference, NamespaceId
+from mixpeek_ray.api.dependencies import (
+    CurrentPrincipal,
+    NamespacePath,
+    ReferencePath,
+    model_reference,
+    plausible_namespace,
+)
 from mixpeek_ray.api.disconnect import WhileConnected
 from mixpeek_ray.api.inference_request import INFERENCE_ERRORS, blaming, documented, read_body
 from mixpeek_ray.api.predict_body import PredictRequest, PredictResponse, asked_of
@@ -20,9 +26,10 @@ def build_predict_router(serving: ModelServing) -> APIRouter:
 
     @router.post("/{namespace_id}/{model_id}", response_model=PredictResponse, openapi_extra=documented(PredictRequest))
     async def predict(
-        request: Request, principal: CurrentPrincipal, namespace_id: NamespaceId, reference: ModelReference
+        request: Request, principal: CurrentPrincipal, namespace_id: NamespacePath, model_id: ReferencePath
     ) -> Response:
         """Ask a deployed model, or the version behind an alias: inputs in, outputs back, in its own terms."""
+        reference = model_reference(plausible_namespace(namespace_id), model_id)
         body = await read_body(request, PredictRequest)
         named = NamedModel(namespace_id=namespace_id, reference=reference, sticky=sticky_of(request))
         async with WhileConnected(request.receive), serving.use(principal, named) as model:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,15 @@ import pytest
 from mixpeek_ray.core.settings import get_settings
 from mixpeek_ray.loading.node_files import node_folder
 
-# Asks for the folder `key`; says how often it built; ends when told to.
+# Asks for the folder `key`; says how often it built, after it was told to if `slow`; ends when told to.
 WORKER = """
 import sys
 from mixpeek_ray.loading.node_files import node_folder
 
 def build(folder):
     print("built", flush=True)
+    if "slow" in sys.argv:
+        sys.stdin.readline()
     (folder / "file").write_text("whole")
 
 held = node_folder(sys.argv[1], build)
@@ -40,8 +43,15 @@ def write(text: str):
     return lambda folder: (folder / "file").write_text(text)
 
 
-def worker(key: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", WORKER, key], stdin=-1, stdout=-1, text=True)
+def worker(key: str, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", WORKER, key, *options], stdin=-1, stdout=-1, text=True)
+
+
+def has_open(process: subprocess.Popen[str], path: Path) -> bool:
+    files = Path(f"/proc/{process.pid}/fd").iterdir()
+    with suppress(FileNotFoundError):
+        return any(os.readlink(file) == str(path) for file in files)
+    return False
 
 
 def make_old(entry: Path) -> None:
@@ -61,6 +71,22 @@ def test_of_many_processes_one_builds(spool: Path) -> None:
     printed = "".join(process.communicate(timeout=60)[0] for process in workers)
     assert printed.count("built") == 1
     assert printed.count("whole") == 4
+
+
+def test_who_waited_for_a_build_does_not_wait_for_its_users(spool: Path) -> None:
+    first = worker("shared", "slow")
+    assert first.stdin is not None
+    assert first.stdout is not None
+    assert first.stdout.readline() == "built\n"
+    second = worker("shared")
+    while not has_open(second, spool / "shared"):
+        assert second.poll() is None
+    first.stdin.write("go\n")
+    first.stdin.flush()
+    assert first.stdout.readline() == "whole\n"
+    assert second.communicate(timeout=60)[0] == "whole\n"
+    assert first.poll() is None, "it uses the files all the while"
+    first.communicate(timeout=60)
 
 
 def test_a_failed_build_leaves_nothing_and_the_next_caller_builds(spool: Path) -> None:
