@@ -1,6 +1,6 @@
 """This platform's own side: `POST /v1/embeddings` as `mixpeek-ray up` serves it, its settings the default ones.
 
-Only the catalog is the benchmark's: one entry for the model, which is loaded from the start.
+Only the catalog is the benchmark's: entries for the model, the first of which is loaded from the start.
 """
 
 from __future__ import annotations
@@ -28,17 +28,28 @@ _ENTRY = {
     "max_tokens": 256,
     "pooling": "mean",
 }
-PROTOCOL = Protocol(
-    path="/v1/embeddings",
-    ask=lambda text: {"model": MODEL_NAME, "input": text},
-    vector=lambda answer: answer["data"][0]["embedding"],
-)
+# The same model where nothing is rounded to bfloat16.
+FLOAT32_NAME = f"{MODEL_NAME}-float32"
+
+
+def protocol(model_name: str) -> Protocol:
+    """Return how a model of the catalog is asked for the vector of a text."""
+    return Protocol(
+        path="/v1/embeddings",
+        ask=lambda text: {"model": model_name, "input": text},
+        vector=lambda answer: answer["data"][0]["embedding"],
+    )
+
+
+PROTOCOL = protocol(MODEL_NAME)
 
 
 def write_catalog(folder: Path, model: Path) -> Path:
-    """Write a catalog with one model, whose weights lie in the directory ``model``; return its path."""
+    """Write a catalog of the model whose weights lie in the directory ``model``; return its path."""
     path = folder / "models.yaml"
-    path.write_text(yaml.safe_dump({"models": [_ENTRY | {"source": {"path": str(model)}}]}), encoding="utf-8")
+    entry = _ENTRY | {"source": {"path": str(model)}}
+    exact = entry | {"name": FLOAT32_NAME, "precision": "float32"}
+    path.write_text(yaml.safe_dump({"models": [entry, exact]}), encoding="utf-8")
     return path
 
 

@@ -166,6 +166,8 @@ class Compute:
 
     precision: Precision = Precision.AUTO
     backend: Backend = Backend.AUTO
+    # Whether a small model's matrices are copied into the order that the CPU's kernels want, in each process.
+    is_packed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,8 @@ def describe(source: WeightsSource, name: str) -> ModelCard:
             max_batch_tokens=max(defaults.max_batch_tokens, max_tokens),
         ),
         resources=ResourceRequest(),
-        compute=Compute(precision=Precision.FLOAT32),
+        # Hundreds of them share a node's memory, and the first call to one should not wait for a copy.
+        compute=Compute(precision=Precision.FLOAT32, is_packed=False),
     )
 
 

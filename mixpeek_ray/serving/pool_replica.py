@@ -28,7 +28,7 @@ from mixpeek_ray.servables.pool import ServablePool
 from mixpeek_ray.serving.counting import ReplicaCounts
 from mixpeek_ray.serving.crash_reports import CrashReporter
 from mixpeek_ray.serving.dedicated_models import RemoteModels
-from mixpeek_ray.serving.opening import ServableOpener
+from mixpeek_ray.serving.opening import ServableOpener, import_libraries
 from mixpeek_ray.serving.pool_models import PoolModels
 from mixpeek_ray.serving.shadows import ShadowTraffic
 
@@ -74,6 +74,7 @@ class PoolReplica:
     @classmethod
     async def connect(cls, settings: Settings, bounds: PoolBounds, *, application: str) -> Self:
         """Return a replica with its keys read and no model open."""
+        await asyncio.to_thread(import_libraries)
         registry = await asyncio.to_thread(ensure_registry, settings)
         keys = await KeyChecker.connect(registry, timeout_s=settings.registry_timeout_s)
         counts = await ReplicaCounts.connect(settings, application=application)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from mixpeek_ray.core.errors import InvalidWeightsError
 from mixpeek_ray.families.networks.base import TokenBatch
 from mixpeek_ray.families.networks.bert_layers import AnyLinear, BertLayer, BertLayers
-from mixpeek_ray.families.networks.layers import PACKED_AT_MOST_BYTES, LayerNorm, Linear, PackedLinear, can_pack
+from mixpeek_ray.families.networks.layers import PACKED_AT_MOST_BYTES, LayerNorm, Linear, PackedLinear, has_one_dnn
 
 _TABLE = "embeddings.word_embeddings.weight"
 # Model types of this architecture, and whether positions count from behind the padding id, as RoBERTa's do.
@@ -76,8 +76,10 @@ class Tensors:
 class BertEncoder:
     """Last hidden states of BERT."""
 
-    def __init__(self, tensors: Tensors, config: Mapping[str, Any], dtype: torch.dtype) -> None:
-        """Build over ``tensors``; matrices are multiplied in ``dtype``.
+    def __init__(
+        self, tensors: Tensors, config: Mapping[str, Any], dtype: torch.dtype, *, may_pack: bool = True
+    ) -> None:
+        """Build over ``tensors``; matrices are multiplied in ``dtype``, a small model's in copies if it ``may_pack``.
 
         Raises ``InvalidWeightsError`` when a tensor that ``config`` promises is absent.
         """
@@ -98,7 +100,7 @@ class BertEncoder:
                 f"Hidden states of {self.width} cannot be divided among {heads} heads: the weights do not match the "
                 "model's config.json."
             )
-        self._packed = self._packs()
+        self._packed = may_pack and self._packs()
         layers = [self._layer(index) for index in range(_size(config, "num_hidden_layers"))]
         self._layers = BertLayers(layers, heads=heads, dtype=dtype)
         padding = config.get("pad_token_id", 1)
@@ -141,7 +143,7 @@ class BertEncoder:
         inside = f"{self._tensors.prefix}encoder.layer."
         elements = sum(tensor.numel() for name, tensor in self._tensors.by_name.items() if name.startswith(inside))
         fits = elements * self._dtype.itemsize <= PACKED_AT_MOST_BYTES
-        return fits and self._words.device.type == "cpu" and can_pack()
+        return fits and self._words.device.type == "cpu" and has_one_dnn()
 
     def _layer(self, index: int) -> BertLayer:
         inside = f"{self._tensors.prefix}encoder.layer.{index}."

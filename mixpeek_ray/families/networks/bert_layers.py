@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from mixpeek_ray.families.networks.base import Run
-from mixpeek_ray.families.networks.layers import LayerNorm, Linear, PackedLinear
+from mixpeek_ray.families.networks.layers import LayerNorm, Linear, PackedLinear, has_one_dnn
 
 AnyLinear = Linear | PackedLinear
 
@@ -52,7 +52,9 @@ class BertLayers:
         self._norms = [tensor for norm in norms for tensor in (norm.weight, norm.bias)]
         self._epsilon = norms[0].epsilon
         self._heads, self._dtype = heads, dtype
-        self._packed = isinstance(linears[0], PackedLinear)
+        # Also over weights in their own order oneDNN is faster than torch's choice for float32: BERT-large's matrices
+        # take 188 ms for 15 tokens instead of 248, 1.5 s for 256 instead of 1.75 (one thread).
+        self._one_dnn = has_one_dnn() and linears[0].weight.device.type == "cpu"
 
     def __call__(self, rows: torch.Tensor, runs: Sequence[Run]) -> torch.Tensor:
         """Return float32 [tokens, width] for the embeddings ``rows`` of the same shape."""
@@ -66,7 +68,7 @@ class BertLayers:
             self._heads,
             self._epsilon,
             self._dtype,
-            self._packed,
+            self._one_dnn,
         )
         return found
 
@@ -80,8 +82,8 @@ def _mask(run: Run, device: torch.device) -> torch.Tensor | None:
 # What follows is TorchScript: the types of Python that it knows, and no objects.
 
 
-def _linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, packed: bool) -> torch.Tensor:
-    if packed:
+def _linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, one_dnn: bool) -> torch.Tensor:
+    if one_dnn:
         found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
         return found
     return functional.linear(rows, weight, bias)
@@ -117,20 +119,20 @@ def _forward(
     heads: int,
     epsilon: float,
     dtype: torch.dtype,
-    packed: bool,
+    one_dnn: bool,
 ) -> torch.Tensor:
     width = [rows.shape[1]]
     for layer in range(len(weights) // 6):
         w, b = weights[6 * layer : 6 * layer + 6], biases[6 * layer : 6 * layer + 6]
         n = norms[4 * layer : 4 * layer + 4]
         given = rows.to(dtype)
-        query = _linear(given, w[0], b[0], packed)
-        key = _linear(given, w[1], b[1], packed)
-        value = _linear(given, w[2], b[2], packed)
-        attended = _linear(_attention(query, key, value, runs, masks, heads), w[3], b[3], packed)
+        query = _linear(given, w[0], b[0], one_dnn)
+        key = _linear(given, w[1], b[1], one_dnn)
+        value = _linear(given, w[2], b[2], one_dnn)
+        attended = _linear(_attention(query, key, value, runs, masks, heads), w[3], b[3], one_dnn)
         rows = functional.layer_norm(rows + attended, width, n[0], n[1], epsilon)
-        raised = functional.gelu(_linear(rows.to(dtype), w[4], b[4], packed))
-        rows = functional.layer_norm(rows + _linear(raised, w[5], b[5], packed), width, n[2], n[3], epsilon)
+        raised = functional.gelu(_linear(rows.to(dtype), w[4], b[4], one_dnn))
+        rows = functional.layer_norm(rows + _linear(raised, w[5], b[5], one_dnn), width, n[2], n[3], epsilon)
     return rows
 
 

@@ -31,7 +31,7 @@ class PackedLinear:
     """A matrix product over a private copy of its weight, in the layout that oneDNN computes with."""
 
     def __init__(self, linear: Linear) -> None:
-        """Copy the weight of ``linear``; needs ``can_pack()``."""
+        """Copy the weight of ``linear``; needs ``has_one_dnn()``."""
         self._dtype, self.bias = linear.weight.dtype, linear.bias
         # The operators that torch.compile emits for frozen weights: torch has no other way to keep a packed one.
         self._ops: Any = torch.ops.mkldnn
@@ -56,6 +56,6 @@ class LayerNorm:
         return functional.layer_norm(rows, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 
-def can_pack() -> bool:
+def has_one_dnn() -> bool:
     """Tell whether this build of torch has the operators of ``PackedLinear``."""
     return all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))

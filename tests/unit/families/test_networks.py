@@ -21,7 +21,7 @@ from mixpeek_ray.families.networks import bert, precision
 from mixpeek_ray.families.networks.base import build_batch
 from mixpeek_ray.families.networks.bert import BertEncoder, Tensors
 from mixpeek_ray.families.networks.build import build_network, prepared
-from mixpeek_ray.families.networks.layers import Linear, PackedLinear, can_pack
+from mixpeek_ray.families.networks.layers import Linear, PackedLinear, has_one_dnn
 from mixpeek_ray.families.networks.transformers import TransformersNetwork
 from mixpeek_ray.families.weights import DirectoryWeights
 
@@ -138,7 +138,7 @@ def test_transformers_models_are_views(tiny_model, dense_card):
     assert {parameter.data_ptr() for parameter in network._model.parameters()} <= lent
 
 
-@pytest.mark.skipif(not can_pack(), reason="this build of torch has no oneDNN")
+@pytest.mark.skipif(not has_one_dnn(), reason="this build of torch has no oneDNN")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_products_are_the_same(dtype):
     torch.manual_seed(0)
