@@ -11,7 +11,7 @@ import typer
 from mixpeek_ray.cli import state
 from mixpeek_ray.cli.environment import MARK
 from mixpeek_ray.cli.paths import RunPaths
-from mixpeek_ray.cli.processes import kill_marked
+from mixpeek_ray.cli.processes import kill_left_over
 from mixpeek_ray.core.settings import Settings
 
 # The supervisor needs at most its own grace (8 s) and the time to kill what is left.
@@ -23,7 +23,7 @@ def down(settings: Settings) -> int:
     """Stop the platform and return the exit status; no platform is no error."""
     paths = RunPaths.of(settings.home_path)
     if not state.is_locked(paths):
-        kill_marked(MARK, str(paths.scratch))
+        kill_left_over(mark=MARK, scratch=paths.scratch)
         typer.echo(f"No platform runs in {paths.home}.")
         return 0
     supervisor = state.lock_holder(paths)
@@ -37,7 +37,7 @@ def down(settings: Settings) -> int:
         if not _wait_for_end(paths):
             typer.echo(f"Process {supervisor} does not end: look at {paths.log}.", err=True)
             return 1
-    kill_marked(MARK, str(paths.scratch))
+    kill_left_over(mark=MARK, scratch=paths.scratch)
     typer.echo("Stopped.")
     return 0
 

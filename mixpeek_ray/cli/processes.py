@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ _PROC = Path("/proc")
 # SIGKILL works at once; a process in uninterruptible I/O takes as long as its disk.
 _KILL_TIMEOUT_S = 5.0
 _POLL_S = 0.02
+# How the titles of Ray's own processes begin: "ray::DashboardAgent", "ray-dashboard-JobHead".
+_RAY_TITLE = "ray"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +76,20 @@ def kill_descendants(pid: int) -> bool:
     return True
 
 
-def kill_marked(name: str, value: str) -> int:
-    """Kill the processes of this user that were started with ``name=value`` in their environment; return how many.
+def kill_left_over(*, mark: str, scratch: Path) -> int:
+    """Kill the processes of this user that an earlier run in ``scratch`` left; return how many.
 
-    What an earlier run left when it was killed together with everything that would have cleaned up after it.
+    What is left when a run was killed together with everything that would have cleaned up after it. Its processes were
+    started with ``mark=scratch`` in their environment; Ray's agents write their title over theirs, and are known by
+    that title and by the session's log files that they hold open.
     """
-    mark = f"{name}={value}".encode()
-    found = [process.pid for process in _all_processes() if mark in _environment(process.pid)]
+    marked, sessions = f"{mark}={scratch}".encode(), f"{scratch}/"
+    found = [
+        process.pid
+        for process in _all_processes()
+        if marked in _environment(process.pid)
+        or (process.name.startswith(_RAY_TITLE) and any(file.startswith(sessions) for file in _open_files(process.pid)))
+    ]
     for pid in found:
         _kill(pid)
     deadline = time.monotonic() + _KILL_TIMEOUT_S
@@ -93,6 +104,14 @@ def _environment(pid: int) -> list[bytes]:
     except OSError:
         # It has ended, or it is someone else's.
         return []
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    # Where it cannot be read the process has ended, is someone else's, or has just closed that file.
+    with contextlib.suppress(OSError):
+        for entry in (_PROC / str(pid) / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                yield os.readlink(entry)
 
 
 def _kill(pid: int) -> None:

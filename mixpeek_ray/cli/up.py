@@ -13,7 +13,7 @@ import deployments
 from mixpeek_ray.cli import environment, preflight, state
 from mixpeek_ray.cli.events import Event, EventReader, Failed, Ready, send
 from mixpeek_ray.cli.paths import RunPaths, prepare
-from mixpeek_ray.cli.processes import kill_marked
+from mixpeek_ray.cli.processes import kill_left_over
 from mixpeek_ray.cli.reporter import Reporter
 from mixpeek_ray.cli.supervisor import HeadCommand, Supervisor
 from mixpeek_ray.core.settings import Settings
@@ -61,7 +61,7 @@ def _prepare(settings: Settings, paths: RunPaths) -> _Prepared | str:
     if not config.is_file():
         return "serve_config.yaml is missing beside the package `deployments`: run from a checkout of the project."
     # A killed run's processes may still hold the port that is checked next.
-    kill_marked(environment.MARK, str(paths.scratch))
+    kill_left_over(mark=environment.MARK, scratch=paths.scratch)
     problem = preflight.check_port(settings) or preflight.check_disk(paths) or preflight.check_models(settings)
     if problem is not None:
         return problem

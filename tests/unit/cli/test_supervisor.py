@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mixpeek_ray.cli.processes import Process, descendants, is_alive, kill_marked
+from mixpeek_ray.cli.processes import Process, descendants, is_alive, kill_left_over
 
 # Runs the supervisor with `HEAD` in place of the real head module, one line of JSON per event.
 SUPERVISE = """
@@ -126,14 +128,35 @@ def test_a_killed_supervisor_takes_a_head_that_asked_for_it_along() -> None:
     assert gone(below)
 
 
-def test_leftovers_are_found_by_their_mark() -> None:
-    def start(value: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={"TEST_MARK": value})
+IDLE = "import time; print('ready', flush=True); time.sleep(600)"
+# What `ray::DashboardAgent` looks like: a title of its own in place of its environment, and its log file open.
+AGENT = "open('/proc/self/comm', 'w').write('ray::Agent'); log = open(__import__('sys').argv[1], 'w');" + IDLE
 
-    with start("/ours") as ours, start("/ours-not") as other:
+
+@contextlib.contextmanager
+def idle(code: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that waits; it is gone afterwards."""
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, stdout=subprocess.PIPE) as process:
         try:
-            assert kill_marked("TEST_MARK", "/ours") == 1
-            assert ours.wait(timeout=10) == -signal.SIGKILL
-            assert other.poll() is None
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield process
         finally:
-            other.kill()
+            process.kill()
+
+
+def test_leftovers_are_found_by_their_mark_or_by_their_title_and_files(tmp_path: Path) -> None:
+    ours, other = tmp_path / "ours", tmp_path / "ours-not"
+    for folder in (ours, other):
+        folder.mkdir()
+    with (
+        idle(IDLE, TEST_MARK=str(ours)) as marked,
+        idle(IDLE, TEST_MARK=str(other)) as of_another_run,
+        idle(AGENT, str(ours / "agent.log")) as agent,
+        idle(AGENT, str(other / "agent.log")) as agent_of_another_run,
+    ):
+        assert kill_left_over(mark="TEST_MARK", scratch=ours) == 2
+        assert marked.wait(timeout=10) == -signal.SIGKILL
+        assert agent.wait(timeout=10) == -signal.SIGKILL
+        assert of_another_run.poll() is None
+        assert agent_of_another_run.poll() is None
