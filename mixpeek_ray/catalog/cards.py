@@ -166,8 +166,9 @@ class Compute:
 
     precision: Precision = Precision.AUTO
     backend: Backend = Backend.AUTO
-    # Whether a small model's matrices are copied into the order that the CPU's kernels want, in each process.
-    is_packed: bool = True
+    # A small model's matrices are copied into the order that the CPU's kernels want, in each process: when it is
+    # opened, or else while it is busy.
+    packs_at_once: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

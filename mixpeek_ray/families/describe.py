@@ -68,7 +68,7 @@ def describe(source: WeightsSource, name: str) -> ModelCard:
         ),
         resources=ResourceRequest(),
         # Hundreds of them share a node's memory, and the first call to one should not wait for a copy.
-        compute=Compute(precision=Precision.FLOAT32, is_packed=False),
+        compute=Compute(precision=Precision.FLOAT32, packs_at_once=False),
     )
 
 

@@ -25,6 +25,7 @@ def start_child(
         env={**inherited, **(fixed or {}), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        # Ctrl-C is for the caller, which may still want an answer.
-        start_new_session=True,
+        # Ctrl-C is for the caller, which may still want an answer. Not a new session: Linux would give that the same
+        # share of the processors as all of the platform.
+        process_group=0,
     )

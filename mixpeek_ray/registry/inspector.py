@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from mixpeek_ray.core.errors import StorageUnavailableError
+from mixpeek_ray.core.priority import yield_to_answers
 from mixpeek_ray.core.records import ArchiveContents, ModelFormat
 from mixpeek_ray.formats.inspect import inspect_archive
 from mixpeek_ray.formats.sandbox import warm_up
@@ -20,6 +21,7 @@ class ArchiveInspector:
     """Checks uploaded archives. The weight files themselves are opened in a sandbox, never in this process."""
 
     def __init__(self, *, store_url: str, spool_dir: str | None) -> None:
+        yield_to_answers()
         self._store = open_store(store_url)
         self._spool_dir = spool_dir
         # The first user's upload should not wait for the sandbox to import torch.
@@ -27,6 +29,8 @@ class ArchiveInspector:
 
     def inspect(self, temporary_key: str, model_format: ModelFormat) -> ArchiveContents:
         """Return what the archive under ``temporary_key`` holds. Raises ``ArchiveRefusedError``."""
+        # The actor's calls run on threads of their own.
+        yield_to_answers()
         try:
             stream = self._store.open_read(temporary_key)
         except FileNotFoundError:

@@ -11,6 +11,7 @@ import numpy as np
 import ray
 
 from mixpeek_ray.core.errors import MixpeekError, StorageUnavailableError
+from mixpeek_ray.core.priority import yield_to_answers
 from mixpeek_ray.core.records import ArchiveContents, ModelFormat, ModelManifest, ResourceRequest
 from mixpeek_ray.registry.capacity import check_capacity
 from mixpeek_ray.registry.handles import find_registry
@@ -89,6 +90,8 @@ def submit(job: MaterializeJob, resources: ResourceRequest | None, *, name: str)
 def _materialize(
     job: MaterializeJob,
 ) -> tuple[ArchiveContents, tuple[WeightIndex, NDArray[np.uint8]], tuple[Companion, ...]]:
+    # Ray runs nothing else in this worker than the registry's tasks.
+    yield_to_answers()
     progress = _Progress(job)
     progress.report(0)
     with work_folder(job.spool_dir) as folder:

@@ -77,9 +77,9 @@ class BertEncoder:
     """Last hidden states of BERT."""
 
     def __init__(
-        self, tensors: Tensors, config: Mapping[str, Any], dtype: torch.dtype, *, may_pack: bool = True
+        self, tensors: Tensors, config: Mapping[str, Any], dtype: torch.dtype, *, packs_at_once: bool = True
     ) -> None:
-        """Build over ``tensors``; matrices are multiplied in ``dtype``, a small model's in copies if it ``may_pack``.
+        """Build over ``tensors``; matrices are multiplied in ``dtype``, a small model's in copies: see ``Compute``.
 
         Raises ``InvalidWeightsError`` when a tensor that ``config`` promises is absent.
         """
@@ -100,9 +100,10 @@ class BertEncoder:
                 f"Hidden states of {self.width} cannot be divided among {heads} heads: the weights do not match the "
                 "model's config.json."
             )
-        self._packed = may_pack and self._packs()
+        is_small = self._is_small()
+        self._packed = packs_at_once and is_small
         layers = [self._layer(index) for index in range(_size(config, "num_hidden_layers"))]
-        self._layers = BertLayers(layers, heads=heads, dtype=dtype)
+        self._layers = BertLayers(layers, heads=heads, dtype=dtype, packs_when_busy=is_small and not packs_at_once)
         padding = config.get("pad_token_id", 1)
         behind_padding = _MODEL_TYPES[config["model_type"]] and isinstance(padding, int)
         self._first_position = padding + 1 if behind_padding else 0
@@ -139,7 +140,7 @@ class BertEncoder:
         positions = functional.embedding(batch.positions + self._first_position, self._positions)
         return self._norm(words + types.float() + positions.float())
 
-    def _packs(self) -> bool:
+    def _is_small(self) -> bool:
         inside = f"{self._tensors.prefix}encoder.layer."
         elements = sum(tensor.numel() for name, tensor in self._tensors.by_name.items() if name.startswith(inside))
         fits = elements * self._dtype.itemsize <= PACKED_AT_MOST_BYTES

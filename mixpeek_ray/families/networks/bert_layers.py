@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from mixpeek_ray.families.networks.base import Run
 from mixpeek_ray.families.networks.layers import LayerNorm, Linear, PackedLinear, has_one_dnn
+from mixpeek_ray.families.networks.packing import BusyMatrices
 
 AnyLinear = Linear | PackedLinear
 
@@ -43,11 +44,14 @@ class BertLayer:
 class BertLayers:
     """All layers of a model."""
 
-    def __init__(self, layers: Sequence[BertLayer], *, heads: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, layers: Sequence[BertLayer], *, heads: int, dtype: torch.dtype, packs_when_busy: bool = False
+    ) -> None:
         """``dtype``: that of the matrices."""
         linears = [linear for layer in layers for linear in layer.linears]
         norms = [norm for layer in layers for norm in (layer.attended_norm, layer.down_norm)]
-        self._weights = [linear.weight for linear in linears]
+        weights = [linear.weight for linear in linears]
+        self._weights = weights if not packs_when_busy else BusyMatrices(weights)
         self._biases = [linear.bias for linear in linears]
         self._norms = [tensor for norm in norms for tensor in (norm.weight, norm.bias)]
         self._epsilon = norms[0].epsilon
@@ -60,7 +64,7 @@ class BertLayers:
         """Return float32 [tokens, width] for the embeddings ``rows`` of the same shape."""
         found: torch.Tensor = _PROGRAM(
             rows,
-            self._weights,
+            self._weights.used() if isinstance(self._weights, BusyMatrices) else self._weights,
             self._biases,
             self._norms,
             [[run.start, run.stop, run.texts, run.length] for run in runs],

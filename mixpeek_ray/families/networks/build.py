@@ -73,7 +73,7 @@ def _is_matrix(name: str, tensor: torch.Tensor) -> bool:
 
 def _build_own(card: ModelCard, source: WeightsSource, config: Mapping[str, Any], head: Head) -> Network:
     tensors, dtype = Tensors.of(source.state_dict), matrix_dtype(card.compute.precision)
-    encoder = BertEncoder(tensors, config, dtype, may_pack=card.compute.is_packed)
+    encoder = BertEncoder(tensors, config, dtype, packs_at_once=card.compute.packs_at_once)
     _check_length(card, encoder.max_tokens)
     match head:
         case Head.NONE:

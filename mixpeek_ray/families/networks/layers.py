@@ -11,7 +11,8 @@ from torch.nn import functional
 from mixpeek_ray.core import limits
 
 # A model's matrices are copied into oneDNN's own layout if they take no more than this: a text alone is then computed
-# 1.4 times as fast (MiniLM, 21 MB), larger batches 1.0 to 1.1 times. Larger models stay shared with their node.
+# 1.4 times as fast (MiniLM, 21 MB in bfloat16), larger batches 1.0 to 1.1 times. Larger models stay shared with their
+# node.
 PACKED_AT_MOST_BYTES = 64 * limits.MIB
 
 

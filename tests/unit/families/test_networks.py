@@ -22,6 +22,7 @@ from mixpeek_ray.families.networks.base import build_batch
 from mixpeek_ray.families.networks.bert import BertEncoder, Tensors
 from mixpeek_ray.families.networks.build import build_network, prepared
 from mixpeek_ray.families.networks.layers import Linear, PackedLinear, has_one_dnn
+from mixpeek_ray.families.networks.packing import CALLS_BEFORE_PACKING
 from mixpeek_ray.families.networks.transformers import TransformersNetwork
 from mixpeek_ray.families.weights import DirectoryWeights
 
@@ -149,6 +150,21 @@ def test_packed_products_are_the_same(dtype):
         found, expected = packed(given), linear(given)
         assert found.dtype == expected.dtype == dtype
         assert torch.allclose(found.float(), expected.float(), atol=1e-5 if dtype == torch.float32 else 0.1)
+
+
+@pytest.mark.skipif(not has_one_dnn(), reason="this build of torch has no oneDNN")
+def test_a_custom_model_is_packed_while_it_is_busy_and_its_results_stay(folder, dense_card):
+    card = dataclasses.replace(dense_card, compute=dataclasses.replace(dense_card.compute, packs_at_once=False))
+    network = build_network(card, DirectoryWeights(path=folder))
+    matrices = network._layers._weights
+    batch = build_batch([item(4, 20, 21, 5)])
+    with torch.inference_mode():
+        first = network(batch)
+        assert not matrices.are_packed
+        for _ in range(CALLS_BEFORE_PACKING):
+            last = network(batch)
+    assert matrices.are_packed
+    assert torch.allclose(first, last, atol=1e-5)
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 30])
